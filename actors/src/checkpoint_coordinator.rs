@@ -1,0 +1,122 @@
+//! The actor that takes one job's checkpoints and savepoints, writes their records and chooses what to restore
+//! (semantics.md section 3, design.md section 6). Child of the JobMaster.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::model::message::{CheckpointAck, CheckpointPlan};
+use crate::model::{
+    CheckpointId, CheckpointStatus, ExecutionAttemptId, FailureKind, InstanceId, JobState,
+    LeaderEpoch, Manifest, SnapshotKind,
+};
+
+/// To the coordinator.
+pub enum CoordinatorMessage {
+    /// Every task of an attempt runs: periodic checkpoints may begin, the first one soon (design.md section 7.4).
+    /// The attempts by TaskManager are the participants of every checkpoint until `Suspend`.
+    TasksRunning(Vec<(InstanceId, Vec<ExecutionAttemptId>)>),
+    /// Tasks are being stopped or have failed: pending checkpoints are aborted, nothing is triggered (semantics.md C14).
+    /// A checkpoint whose record may exist is settled first.
+    Suspend {
+        /// For the history.
+        reason: String,
+    },
+    /// A TaskManager's part.
+    Ack {
+        /// From whom.
+        instance: InstanceId,
+        /// What.
+        ack: Box<CheckpointAck>,
+    },
+    /// A TaskManager cannot deliver.
+    Declined {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// Why.
+        reason: String,
+    },
+    /// Every task waits for the final checkpoint: take it now.
+    AllAwaitingFinal,
+    /// A savepoint (kind `Savepoint` or `StopWithSavepoint`), or a `Final` one into a savepoint directory for stop with drain.
+    Savepoint {
+        /// Why.
+        kind: SnapshotKind,
+        /// URI under which the savepoint's directory is made; `None`: the configured one.
+        directory: Option<String>,
+        /// Its directory's URI once it is complete and usable.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
+    /// Which snapshot to restore. Asked after `Suspend`, and once at the start. Verifies manifests (magic, checksum) and steps
+    /// down the ladder past `damaged` ones (reported by tasks whose objects did not verify).
+    ChooseRestore {
+        /// Checkpoints that a task found damaged, with the reason; they are quarantined.
+        damaged: Vec<(CheckpointId, String)>,
+        /// The choice.
+        reply: oneshot::Sender<Result<RestoreChoice, FailureKind>>,
+    },
+    /// The job has ended: write the `Terminal` record, apply retention, then answer and end.
+    Terminate {
+        /// How.
+        state: JobState,
+        /// For `FAILED`.
+        message: Option<String>,
+        /// When all of it is durable.
+        reply: oneshot::Sender<()>,
+    },
+    /// The history, newest last.
+    Status(oneshot::Sender<Vec<CheckpointStatus>>),
+}
+
+/// What to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreChoice {
+    /// The snapshot, or `None` to begin without state.
+    pub snapshot: Option<RestoredSnapshot>,
+    /// What was stepped over, in words.
+    pub skipped: Vec<String>,
+}
+
+/// See [`RestoreChoice`].
+#[derive(Debug, Clone)]
+pub struct RestoredSnapshot {
+    /// Its content.
+    pub manifest: Arc<Manifest>,
+    /// URI that its object keys are relative to.
+    pub directory: String,
+    /// Whether it is a checkpoint of this job's own sequence (and so may be undone to in place).
+    pub is_own_checkpoint: bool,
+}
+
+/// From the coordinator; the JobMaster carries it out.
+#[derive(Debug, Clone)]
+pub enum CoordinatorEvent {
+    /// Send each plan to its TaskManager.
+    Trigger(Vec<(InstanceId, CheckpointPlan)>),
+    /// Tell all TaskManagers of the job. For `Final` and `StopWithSavepoint`, tasks then end by themselves.
+    Completed {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// Why it was taken.
+        kind: SnapshotKind,
+    },
+    /// Tell all TaskManagers of the job.
+    Aborted {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// Why.
+        reason: String,
+    },
+    /// The job fails over (semantics.md C13).
+    Failure(FailureKind),
+    /// A higher epoch exists: the JobMaster stops without touching anything.
+    Fenced {
+        /// The epoch met.
+        epoch: LeaderEpoch,
+    },
+    /// For `JobStatus::notices`.
+    Notice(String),
+}
+
+/// Receives events; only hands them on.
+pub type CoordinatorEvents = Arc<dyn Fn(CoordinatorEvent) + Send + Sync>;

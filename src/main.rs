@@ -1,0 +1,3 @@
+//! The `perennial` binary: every role of a cluster, with the example jobs.
+
+fn main() {}
