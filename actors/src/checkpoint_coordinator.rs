@@ -1,5 +1,20 @@
 //! The actor that takes one job's checkpoints and savepoints, writes their records and chooses what to restore
 //! (semantics.md section 3, design.md section 6). Child of the JobMaster.
+//!
+//! Invariant: nobody is told that a checkpoint is complete before its record is created and the epoch was read again after it.
+//!
+//! Every snapshot takes the next number of the record sequence, savepoints too, so that barriers of a job strictly increase. A plain
+//! savepoint's number is spent at its trigger by an `Aborted` record that names the savepoint's directory: the sequence does not wait for
+//! it, and it is neither base nor rung. A snapshot that commits and ends the job (stop with savepoint, with or without drain) has
+//! a `Completed` record like a checkpoint, because sinks have committed by it and a later recovery must not go below it; a note beside
+//! the record says in which savepoint directory its objects lie.
+
+mod actor;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use actor::{CheckpointCoordinator, CoordinatorConfig, CoordinatorHandle};
 
 use std::sync::Arc;
 

@@ -6,9 +6,8 @@ pub mod checkpoint;
 pub mod checkpoint_coordinator;
 pub mod clock;
 pub mod entropy;
+pub mod leadership;
 pub mod model;
-pub mod peer;
-pub mod rpc;
 mod task_runner;
 
 pub use task_runner::{

@@ -95,6 +95,13 @@ pub trait Store: Send + Sync + 'static {
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, StoreResult<Vec<ObjectMeta>>>;
     /// Deletes the object; no error when there is none.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, StoreResult<()>>;
+    /// Discards what writers that died left unfinished of objects whose key begins with `prefix` (temporary files, open multipart
+    /// uploads) and returns how many. The caller knows that nobody writes there any more: a write that is still running is broken by it.
+    /// A store whose writes leave nothing behind has nothing to do.
+    fn sweep_unfinished<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, StoreResult<u64>> {
+        let _ = prefix; // Named for the documentation.
+        Box::pin(std::future::ready(Ok(0)))
+    }
 }
 
 /// Opens stores by URI (`file:///dir`, `s3://bucket/prefix`, `memory://name`).

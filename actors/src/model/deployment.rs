@@ -40,7 +40,7 @@ pub struct EdgeChannels {
 /// The state that a task begins with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskRestore {
-    /// The snapshot.
+    /// The snapshot; [`TaskRestore::OF_ANOTHER_JOB`] for one that is not of this job's own sequence.
     pub checkpoint: CheckpointId,
     /// Whether keyed state of this subtask's former attempt may be rolled back to `checkpoint` in place instead of loaded
     /// (design.md section 7). False for savepoints and after a change of parallelism.
@@ -54,6 +54,11 @@ pub struct TaskRestore {
     pub objects: Vec<ObjectInfo>,
     /// Drop keyed states that the operator no longer registers, instead of failing.
     pub allow_non_restored_state: bool,
+}
+
+impl TaskRestore {
+    /// Stands for the number of a snapshot of another job: that number says nothing in this job's sequence, which begins anew at 1.
+    pub const OF_ANOTHER_JOB: CheckpointId = CheckpointId(0);
 }
 
 /// One task to start.

@@ -196,8 +196,15 @@ impl JobGraph {
     #[must_use]
     pub fn topology_hash(&self) -> u64 {
         use sha2::{Digest, Sha256};
+        // A derived max parallelism does not count: that of a restored snapshot takes its place (semantics.md K3).
+        let mut vertices = self.vertices.clone();
+        for vertex in &mut vertices {
+            if !vertex.is_max_parallelism_set {
+                vertex.max_parallelism = 0;
+            }
+        }
         let bytes =
-            rmp_serde::to_vec(&(&self.vertices, &self.edges)).expect("plain data always encodes");
+            rmp_serde::to_vec(&(&vertices, &self.edges)).expect("plain data always encodes");
         let digest = Sha256::digest(&bytes);
         u64::from_be_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
     }
@@ -210,6 +217,13 @@ impl JobGraph {
             .map(|v| v.parallelism)
             .max()
             .unwrap_or(0)
+    }
+
+    /// URI of the directory of this job's records and objects, `<dir>/<job-id>`.
+    #[must_use]
+    pub fn checkpoint_directory(&self) -> String {
+        let directory = &self.settings.checkpointing.directory;
+        format!("{}/{}", directory.trim_end_matches('/'), self.job)
     }
 
     /// The edges that come into a vertex, in order of ids.

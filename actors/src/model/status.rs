@@ -213,7 +213,7 @@ pub struct RecoveryRecord {
     pub detected_ms: u64,
     /// The failure that explains the incident.
     pub cause: TaskFailure,
-    /// The others of the same incident, at most [`OTHER_CAUSES_MAX`](super::OTHER_CAUSES_MAX).
+    /// The others of the same incident, at most [`OTHER_CAUSES_MAX`].
     pub other_causes: Vec<TaskFailure>,
     /// What the strategy said, in words: "exponential-delay: attempt 4, in 13.2 s, resets at 14:05".
     pub decision: String,

@@ -1,0 +1,175 @@
+//! The shell: mailbox, timers, spawned store work. What is decided lies in `state.rs`.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::checkpoint::io::Claim;
+use crate::checkpoint::{EpochGuard, Fate, Store, StoreFactory};
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+use crate::model::{CheckpointId, FailureKind, JobGraph, LeaderEpoch};
+
+use super::state::{Intent, State};
+use super::{CoordinatorEvents, CoordinatorMessage, RestoreChoice, RestoredSnapshot};
+
+/// What a coordinator works on and with.
+#[derive(Clone)]
+pub struct CoordinatorConfig {
+    /// The job.
+    pub graph: Arc<JobGraph>,
+    /// The leader's epoch.
+    pub epoch: LeaderEpoch,
+    /// Rooted at the job's checkpoint directory, `<checkpoint dir>/<job-id>`.
+    pub store: Arc<dyn Store>,
+    /// Opens savepoint directories and the snapshot to start from.
+    pub stores: Arc<dyn StoreFactory>,
+    /// Tells whether this leader still leads.
+    pub guard: Arc<dyn EpochGuard>,
+    /// Time.
+    pub clock: Clock,
+    /// Tokens, names, jitter.
+    pub entropy: Entropy,
+    /// Where events go; called from the actor's handler, so it only hands them on.
+    pub events: CoordinatorEvents,
+}
+
+/// Starts coordinators. The actor has no children; its store work ends with it.
+pub struct CheckpointCoordinator;
+
+struct Worker;
+
+/// Sends to a coordinator. A message to an ended one is dropped, and with it its reply channel.
+#[derive(Clone)]
+pub struct CoordinatorHandle {
+    actor: ActorRef<Message>,
+}
+
+impl CoordinatorHandle {
+    /// Hands the message to the actor; never blocks.
+    pub fn send(&self, message: CoordinatorMessage) {
+        // An ended coordinator: the supervisor has been or will be told; the reply channel inside is dropped.
+        let _ = self.actor.cast(Message::External(message));
+    }
+
+    /// To tell its end from that of other children.
+    #[must_use]
+    pub fn cell(&self) -> ActorCell {
+        self.actor.get_cell()
+    }
+
+    /// Ends it; what it was writing has an unknown outcome, which the next one settles.
+    pub fn stop(&self) {
+        self.actor.stop(None);
+    }
+}
+
+/// What the actor hears.
+pub(super) enum Message {
+    External(CoordinatorMessage),
+    Claimed(Claim),
+    Decided {
+        checkpoint: CheckpointId,
+        intent: Intent,
+        fate: Fate,
+    },
+    SavepointWritten {
+        checkpoint: CheckpointId,
+        result: Result<(), String>,
+    },
+    StartFromLoaded {
+        skipped: Vec<String>,
+        result: Result<RestoredSnapshot, FailureKind>,
+        reply: oneshot::Sender<Result<RestoreChoice, FailureKind>>,
+    },
+    Retained {
+        deleted_below: CheckpointId,
+    },
+    Cleaned,
+    Ended,
+    Notice(String),
+    Tick(u64),
+    /// A spawned task ended without its message: it panicked.
+    TaskLost,
+}
+
+impl CheckpointCoordinator {
+    /// Starts a coordinator under `supervisor`. It claims its place in the record sequence at once.
+    pub async fn spawn(
+        config: CoordinatorConfig,
+        supervisor: ActorCell,
+    ) -> Result<(CoordinatorHandle, JoinHandle<()>), SpawnErr> {
+        let (actor, join) = Worker::spawn_linked(None, Worker, config, supervisor).await?;
+        Ok((CoordinatorHandle { actor }, join))
+    }
+}
+
+impl Actor for Worker {
+    type Msg = Message;
+    type State = State;
+    type Arguments = CoordinatorConfig;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Message>,
+        config: CoordinatorConfig,
+    ) -> Result<State, ActorProcessingErr> {
+        let mut state = State::new(config, myself);
+        state.claim();
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        if matches!(message, Message::TaskLost) && !state.is_fenced() {
+            return Err(Box::new(FailureKind::Internal {
+                message: "a store task of the checkpoint coordinator ended without an answer"
+                    .into(),
+            }));
+        }
+        state.on(message);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Message>,
+        event: SupervisionEvent,
+        _state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        // It has no children; only its own links could speak here, and the default handler would end it for any of them.
+        tracing::debug!(?event, "checkpoint coordinator ignores a supervision event");
+        Ok(())
+    }
+}
+
+/// Makes sure that a spawned task is answered for, even when it panics.
+pub(super) struct Courier(Option<ActorRef<Message>>);
+
+impl Courier {
+    pub(super) fn new(actor: ActorRef<Message>) -> Self {
+        Self(Some(actor))
+    }
+
+    pub(super) fn deliver(mut self, message: Message) {
+        if let Some(actor) = self.0.take() {
+            // An ended coordinator needs no answer.
+            let _ = actor.cast(message);
+        }
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        if let Some(actor) = self.0.take() {
+            // Also when the coordinator ended and aborts its tasks: then nobody listens.
+            let _ = actor.cast(Message::TaskLost);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What is deleted after a completion and at the end of the job.
+
+use super::*;
+
+impl State {
+    pub(super) fn pinned(&self) -> BTreeSet<CheckpointId> {
+        self.underway
+            .values()
+            .filter_map(|u| u.pending.base)
+            .chain(self.completing.values().filter_map(|c| c.base))
+            .chain(self.base)
+            .collect()
+    }
+
+    pub(super) fn retain(&mut self) {
+        if self.is_retaining {
+            return; // The next completion comes by again.
+        }
+        let num_retained = self.config.graph.settings.checkpointing.num_retained;
+        let retained: BTreeMap<CheckpointId, Retained<'_>> = self
+            .completed
+            .iter()
+            .filter_map(|(n, c)| {
+                Some((
+                    *n,
+                    Retained {
+                        manifest: c.manifest.as_deref()?,
+                        is_damaged: c.damage.is_some(),
+                        is_external: c.external.is_some(),
+                    },
+                ))
+            })
+            .collect();
+        let pinned = self.pinned();
+        let plan = checkpoint::retention_plan(&retained, num_retained, &pinned);
+        let kept = checkpoint::kept(&retained, num_retained, &pinned);
+        // Damaged records below what is kept have nothing left to say.
+        let unreadable: Vec<_> = self
+            .completed
+            .iter()
+            .filter(|(n, c)| c.manifest.is_none() && kept.iter().next().is_some_and(|k| *n < k))
+            .map(|(n, _)| *n)
+            .collect();
+        let last = self.sequence.last_decided();
+        let lowest = kept.iter().next().copied().unwrap_or(last);
+        let records =
+            checkpoint::deletable_records(self.deleted_below, lowest, last, RECORDS_DELETED_MAX);
+        let deleted_below = records.last().map_or(self.deleted_below, |n| n.next());
+        let retire: Vec<_> = plan.retire.into_iter().chain(unreadable).collect();
+        if retire.is_empty() && records.is_empty() {
+            return;
+        }
+        // Not to be chosen from here on, whatever the store does.
+        let notes = retire
+            .iter()
+            .flat_map(|n| {
+                [
+                    Some(checkpoint::quarantine_key(*n))
+                        .filter(|_| self.completed.get(n).is_some_and(|c| c.damage.is_some())),
+                    self.completed.get(n).and_then(|c| {
+                        c.external.as_ref()?;
+                        let epoch = c.manifest.as_ref()?.epoch;
+                        Some(checkpoint::savepoint_note_key(*n, epoch))
+                    }),
+                ]
+            })
+            .flatten()
+            .collect::<Vec<_>>();
+        for checkpoint in &retire {
+            self.completed.remove(checkpoint);
+        }
+        self.is_retaining = true;
+        let ledger = self.ledger.clone();
+        self.spawn(async move {
+            let mut are_all_retired = true;
+            for checkpoint in retire {
+                are_all_retired &= io::retire(&ledger, checkpoint).await;
+            }
+            // Order matters: while a record stands, a restore may choose it, so its objects must stand too.
+            if are_all_retired {
+                io::delete_all(&*ledger.store, plan.delete, &ledger.entropy).await;
+                io::delete_all(&*ledger.store, notes, &ledger.entropy).await;
+            }
+            let records = records.into_iter().map(checkpoint::record_key).collect();
+            io::delete_all(&*ledger.store, records, &ledger.entropy).await;
+            Message::Retained { deleted_below }
+        });
+    }
+
+    pub(super) fn end_if_asked(&mut self) {
+        if self.phase != Phase::Leading || !self.completing.is_empty() {
+            return;
+        }
+        if let Some(ending) = self.ending.as_mut().filter(|e| !e.is_allotted) {
+            ending.is_allotted = true;
+            let intent = Intent::Terminal(ending.state, ending.message.clone());
+            let number = self.sequence.allot();
+            self.sequence.resolve(number, intent);
+        }
+    }
+
+    pub(super) fn on_terminal(&mut self) {
+        let Some(ending) = &self.ending else {
+            return;
+        };
+        let settings = &self.config.graph.settings.checkpointing;
+        let survives = checkpoint::survives(ending.state, settings.retention);
+        let is_readable = self.completed.values().all(|c| c.manifest.is_some());
+        let retire: Vec<_> = if survives {
+            Vec::new()
+        } else {
+            std::mem::take(&mut self.completed).into_keys().collect()
+        };
+        let last = self.sequence.last_decided();
+        let hint = Hint {
+            next: last.next(),
+            retained: self.completed.keys().copied().collect(),
+            deleted_below: self.deleted_below,
+        };
+        let needed = self.needed();
+        let ledger = self.ledger.clone();
+        self.spawn(async move {
+            hint.write(&*ledger.store).await;
+            let mut may_sweep = is_readable || !survives;
+            for checkpoint in retire {
+                may_sweep &= io::retire(&ledger, checkpoint).await;
+            }
+            if may_sweep {
+                io::sweep(&ledger, last, needed).await;
+            }
+            Message::Ended
+        });
+    }
+}
