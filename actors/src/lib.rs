@@ -4,10 +4,17 @@
 
 pub mod checkpoint;
 pub mod checkpoint_coordinator;
+pub mod client;
 pub mod clock;
 pub mod entropy;
+pub mod job_manager_session;
 pub mod leadership;
 pub mod model;
+pub mod peer;
+pub mod rpc;
+mod subtask;
+pub mod supervision;
+pub mod task_manager;
 mod task_runner;
 
 pub use task_runner::{
