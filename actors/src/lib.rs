@@ -7,15 +7,23 @@ pub mod checkpoint_coordinator;
 pub mod client;
 pub mod clock;
 pub mod entropy;
+pub mod execution_graph;
+pub mod failover;
+pub mod job_manager;
 pub mod job_manager_session;
+pub mod job_master;
 pub mod leadership;
 pub mod model;
 pub mod peer;
+pub mod restart;
 pub mod rpc;
+pub mod slot_pool;
 mod subtask;
 pub mod supervision;
 pub mod task_manager;
 mod task_runner;
+#[cfg(test)]
+mod testing;
 
 pub use task_runner::{
     CheckpointReply, DataPlane, DeclinedCheckpoint, RunningTask, StartedTask, TaskControl,

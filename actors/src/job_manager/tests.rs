@@ -1,0 +1,344 @@
+//! The real JobManager with scripted TaskManagers: what outlives a process, a leader, a broken actor.
+
+use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd, JobManagerMessage};
+use crate::model::message::{ClientRequest, ClientResponse, RpcError, ToTaskManager};
+use crate::model::*;
+use crate::testing::cluster::{Behaviour, Cluster, running, until};
+use crate::testing::graph;
+
+const JOB: JobId = JobId(7);
+
+fn keyed() -> JobGraph {
+    graph(&[3, 3], &[(0, 1, Exchange::Hash)])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_submission_that_is_repeated_runs_one_job_and_an_id_is_not_given_twice() {
+    let cluster = Cluster::start(&[3], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.submit(&keyed()).await;
+    let Ok(ClientResponse::Jobs(jobs)) = cluster.request(ClientRequest::ListJobs).await else {
+        panic!("a list");
+    };
+    assert_eq!(jobs.len(), 1);
+    let mut other = keyed();
+    other.name = "another".to_owned();
+    let answer = cluster
+        .request(ClientRequest::Submit(Box::new(other)))
+        .await;
+    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+    let answer = cluster.request(ClientRequest::Status(JobId(1))).await;
+    assert_eq!(answer, Err(RpcError::JobNotFound(JobId(1))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graph_that_cannot_run_is_refused() {
+    let cluster = Cluster::start(&[3], running()).await;
+    let mut broken = keyed();
+    broken.vertices[0].parallelism = 0;
+    let answer = cluster
+        .request(ClientRequest::Submit(Box::new(broken)))
+        .await;
+    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+}
+
+/// The first leader shuts down; its tasks run on, are told to stop by the second one, and their successors may inherit their state.
+#[tokio::test(start_paused = true)]
+async fn the_next_leader_stops_what_runs_and_restores_it_in_place() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    first.coordinators.0.lock().unwrap().newest = 3;
+    let log = first.log();
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        task_managers,
+    } = first;
+    assert_eq!(handle.join().await, JobManagerEnd::Shutdown);
+    assert_eq!(
+        coordinators.0.lock().unwrap().log,
+        log,
+        "nothing was touched"
+    );
+
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    // They come in another order, and a fresh one is faster.
+    second.add(3, running());
+    for tm in task_managers.iter().rev() {
+        assert_eq!(tm.running().len(), 2);
+        let tm = tm.moved_to(second.handle.peer_events());
+        tm.register(1);
+        second.task_managers.push(tm);
+    }
+    let status = second.until_recovered(JOB, 1).await;
+    assert_eq!(status.recoveries[0].restored, (6, 0), "all in place");
+    assert_eq!(status.recoveries[0].checkpoint, Some(CheckpointId(3)));
+    assert_eq!(status.recoveries[0].attempt.as_deref(), Some("2.1"));
+    assert_eq!(status.summary.restarts, 0);
+    assert!(
+        second
+            .running()
+            .iter()
+            .all(|(_, a)| a.epoch == LeaderEpoch(2))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ended_job_stays_in_the_list_of_the_next_leader_and_does_not_run_again() {
+    let first = Cluster::start(&[3], std::sync::Arc::new(|_| Behaviour::RunToTheEnd)).await;
+    first.submit(&keyed()).await;
+    let status = first.until_state(JOB, JobState::Finished).await;
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        ..
+    } = first;
+    handle.join().await;
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    let tm = second.add(3, running());
+    assert_eq!(second.status(JOB).await, status);
+    let answer = second.request(ClientRequest::Cancel(JOB)).await;
+    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+    second.submit(&keyed()).await;
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    assert_eq!(tm.running(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_history_of_ended_jobs_is_bounded_also_in_the_store() {
+    let cluster = Cluster::start(&[3], std::sync::Arc::new(|_| Behaviour::RunToTheEnd)).await;
+    for i in 0..HISTORY_MAX as u128 + 3 {
+        let mut graph = keyed();
+        graph.job = JobId(i);
+        cluster.submit(&graph).await;
+        cluster.until_state(graph.job, JobState::Finished).await;
+    }
+    use crate::checkpoint::Store;
+    let store = cluster.stores.at("memory://ha");
+    until("only those", async || {
+        (store.list("jobs/").await.unwrap().len() == 2 * HISTORY_MAX).then_some(())
+    })
+    .await;
+    let answer = cluster.request(ClientRequest::Status(JobId(0))).await;
+    assert_eq!(answer, Err(RpcError::JobNotFound(JobId(0))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_unreadable_job_does_not_keep_the_others_from_running() {
+    let first = Cluster::start(&[3], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    first.handle.control().leadership_lost("test".to_owned());
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        ..
+    } = first;
+    assert_eq!(
+        handle.join().await,
+        JobManagerEnd::LeadershipLost("test".to_owned())
+    );
+    use crate::checkpoint::Store;
+    let store = stores.at("memory://ha");
+    let damaged = JobId(9);
+    store
+        .put(&format!("jobs/{damaged}/graph"), vec![1, 2, 3, 4, 5].into())
+        .await
+        .unwrap();
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    second.add(3, running());
+    second.until_state(JOB, JobState::Running).await;
+    let status = second.status(damaged).await;
+    assert_eq!(status.summary.state, JobState::Suspended);
+    assert!(status.failure.unwrap().to_string().contains("checksum"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    cluster.coordinators.0.lock().unwrap().newest = 1;
+    let panic = || {
+        cluster
+            .handle
+            .actor
+            .cast(JobManagerMessage::BreakJobMaster(JOB))
+            .unwrap()
+    };
+    for n in 1..=JOB_MASTER_RESTARTS_MAX as u32 {
+        panic();
+        let status = until("the next wave", async || {
+            let status = cluster.request(ClientRequest::Status(JOB)).await.ok();
+            let Some(ClientResponse::Status(status)) = status else {
+                return None;
+            };
+            let attempt = format!("1.{}", n + 1);
+            (status.summary.state == JobState::Running && status.subtasks[0].attempt == attempt)
+                .then_some(status)
+        })
+        .await;
+        assert!(
+            status.recoveries[0]
+                .cause
+                .to_string()
+                .contains("asked to by a test")
+        );
+        assert_eq!(status.recoveries[0].restored, (6, 0), "in place");
+    }
+    panic();
+    // A request that meets the panic is dropped, which its client is told; it asks again.
+    let status = until("given up", async || {
+        let answer = cluster.request(ClientRequest::Status(JOB)).await.ok();
+        let Some(ClientResponse::Status(status)) = answer else {
+            return None;
+        };
+        (status.summary.state == JobState::Suspended).then_some(status)
+    })
+    .await;
+    assert!(status.note.unwrap().contains("broke too often"));
+    until("nothing runs", async || {
+        cluster.running().is_empty().then_some(())
+    })
+    .await;
+    assert!(
+        cluster.coordinators.0.lock().unwrap().terminated.is_none(),
+        "it can be recovered"
+    );
+}
+
+/// A TaskManager that was given up comes back with tasks that somebody else runs by now.
+#[tokio::test(start_paused = true)]
+async fn a_taskmanager_that_was_given_up_must_stop_its_tasks_before_it_gets_new_ones() {
+    let cluster = Cluster::start(&[1, 1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let zombie = cluster.task_managers[0].clone();
+    zombie.lose();
+    cluster.until_recovered(JOB, 1).await;
+    {
+        let mut state = zombie.state.lock().unwrap();
+        assert_eq!(state.running.len(), 2);
+        state.is_deaf = false;
+        state.is_stuck = true;
+    }
+    zombie.register(1);
+    let old = zombie.running();
+    until("told", async || {
+        zombie
+            .has_received(|m| matches!(m, ToTaskManager::Registered { stop, .. } if *stop == old))
+            .then_some(())
+    })
+    .await;
+    cluster.task_managers[1].lose();
+    until("waiting", async || {
+        let note = cluster.status(JOB).await.note.unwrap_or_default();
+        (note == "waiting for slots: 2 of 3").then_some(())
+    })
+    .await;
+    for attempt in old {
+        zombie.end(attempt, message::TaskOutcome::Canceled);
+    }
+    cluster.until_recovered(JOB, 2).await;
+    assert_eq!(zombie.running().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_takes_over_a_name_replaces_its_predecessor() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let old = cluster.task_managers[0].clone();
+    let mut new =
+        crate::testing::cluster::FakeTaskManager::new(cluster.handle.peer_events(), 999, running());
+    new.location.resource = old.location.resource.clone();
+    new.register(1);
+    let status = cluster.until_recovered(JOB, 1).await;
+    assert!(
+        status.recoveries[0]
+            .cause
+            .to_string()
+            .contains("under its name")
+    );
+    assert!(old.state.lock().unwrap().closed.is_some());
+    assert_eq!(new.running().len(), 2);
+}
+
+/// The real coordinator: checkpoints, a failure that restores the newest, a savepoint, another leader, a stop, and no second life.
+#[tokio::test(start_paused = true)]
+async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_stops_for_good() {
+    let mut first = Cluster::lead_for_real(1, std::sync::Arc::default()).await;
+    for _ in 0..3 {
+        first.add(1, running());
+    }
+    let mut graph = keyed();
+    graph.settings.checkpointing.savepoint_directory = Some("memory://savepoints".to_owned());
+    first.submit(&graph).await;
+    let has_checkpoint = async |cluster: &Cluster, above: u64| {
+        until("a checkpoint", async || {
+            let last = cluster.status(JOB).await.summary.last_checkpoint;
+            last.filter(|last| last.0 > above)
+        })
+        .await
+    };
+    let newest = has_checkpoint(&first, 2).await;
+    let (tm, attempt) = first.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    let status = first.until_recovered(JOB, 1).await;
+    let restored = status.recoveries[0].checkpoint.unwrap();
+    assert!(restored >= newest, "{restored} {newest}");
+    assert_eq!(status.recoveries[0].restored, (6, 0));
+    let request = ClientRequest::Savepoint {
+        job: JOB,
+        directory: None,
+    };
+    let Ok(ClientResponse::Savepoint { path }) = first.request(request).await else {
+        panic!("a savepoint");
+    };
+    assert!(path.starts_with("memory://savepoints"), "{path}");
+    let newest = has_checkpoint(&first, restored.0).await;
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        stores,
+        task_managers,
+        ..
+    } = first;
+    handle.join().await;
+
+    let mut second = Cluster::lead_for_real(2, std::sync::Arc::clone(&stores)).await;
+    for tm in &task_managers {
+        let tm = tm.moved_to(second.handle.peer_events());
+        tm.register(1);
+        second.task_managers.push(tm);
+    }
+    let status = second.until_recovered(JOB, 1).await;
+    assert!(status.recoveries[0].checkpoint.unwrap() >= newest);
+    let stop = ClientRequest::Stop {
+        job: JOB,
+        directory: None,
+        drain: true,
+    };
+    let answer = second.request(stop).await;
+    let Ok(ClientResponse::Stopped { .. }) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(second.status(JOB).await.summary.state, JobState::Finished);
+    second.handle.control().shutdown();
+    second.handle.join().await;
+
+    // Even when the result is lost, the job's own last record keeps it from running again.
+    stores
+        .at("memory://ha")
+        .remove(&format!("jobs/{JOB}/result"));
+    let mut third = Cluster::lead_for_real(3, stores).await;
+    let tm = third.add(3, running());
+    third.until_state(JOB, JobState::Finished).await;
+    assert_eq!(tm.running(), []);
+}
