@@ -6,4 +6,5 @@
 pub mod batch;
 pub mod error;
 pub mod key;
+pub mod state;
 pub mod storage;

@@ -1,0 +1,350 @@
+//! Writing what a table held at a barrier, in slices, while it changes (rules 3 and 4).
+//!
+//! One key group of one table at a time: first the entries that have not changed since the barrier (by scanning the slots, or
+//! along the log of the base's intervals when little changed), then the oldest pre-images of those that have. Invariant: each
+//! entry is written once, with its value as of the barrier: an entry that changes after it was written leaves a pre-image in the
+//! log, and the `written` bits tell that it is done. Nothing here decides which captures run: see `memory`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perennial_actors::clock::Instant;
+
+use super::cell::Cell;
+use super::encoding::{DELETED, END, LIVE, put_part, put_varint};
+use super::intervals::Intervals;
+use super::table::{EntryKey, Index, LoggedTable};
+
+/// Steps between looks at the clock. Tests take small ones, so that changes come between.
+pub(super) const STEPS_PER_LOOK: u32 = if cfg!(test) { 3 } else { 64 };
+/// The log leads when it names at most one in so many slots. Small in tests, whose tables are small.
+const SCAN_COST_RATIO: usize = if cfg!(test) { 2 } else { 16 };
+
+/// What is left of a slice.
+pub(super) struct Budget {
+    deadline: Instant,
+    steps: u32,
+}
+
+impl Budget {
+    pub(super) fn new(slice: Duration) -> Self {
+        Self {
+            deadline: Instant::now() + slice,
+            steps: STEPS_PER_LOOK,
+        }
+    }
+
+    /// Takes one step; true when the slice is over.
+    #[inline]
+    pub(super) fn spend(&mut self) -> bool {
+        self.steps -= 1;
+        if self.steps > 0 {
+            return false;
+        }
+        self.steps = STEPS_PER_LOOK;
+        Instant::now() >= self.deadline
+    }
+}
+
+/// Which values are meant.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    /// As of the start of this interval.
+    pub(super) barrier: u64,
+    /// Changed in this interval or later; with `None` all that are live.
+    pub(super) base: Option<u64>,
+}
+
+impl Extent {
+    /// Whether an entry with this `since` and content as of the barrier is written.
+    #[inline]
+    fn covers(self, since: u64, is_live: bool) -> bool {
+        since < self.barrier
+            && match self.base {
+                Some(base) => since >= base,
+                None => is_live,
+            }
+    }
+}
+
+/// Position within one group of one table.
+pub(super) struct ShardCursor {
+    /// The state's number.
+    pub(super) state: u16,
+    phase: Phase,
+    /// One bit per slot.
+    written: Vec<u64>,
+    /// Where the group's bytes began, to start over.
+    start: usize,
+    is_section_open: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    Start,
+    /// Next slot.
+    Slots(usize),
+    /// Next record of the base's intervals.
+    Changes(u64, usize),
+    /// Next record since the barrier.
+    Log(u64, usize),
+}
+
+impl ShardCursor {
+    pub(super) fn new() -> Self {
+        Self {
+            state: 0,
+            phase: Phase::Start,
+            written: Vec::new(),
+            start: 0,
+            is_section_open: false,
+        }
+    }
+
+    /// The log before the barrier went away: begins this group of this table again.
+    pub(super) fn restart(&mut self, out: &mut Vec<u8>) {
+        match self.phase {
+            Phase::Start => {}
+            Phase::Slots(_) | Phase::Changes(..) | Phase::Log(..) => {
+                out.truncate(self.start);
+                self.phase = Phase::Start;
+            }
+        }
+    }
+
+    fn mark(&mut self, slot: u32) {
+        let word = slot as usize / 64;
+        if self.written.len() <= word {
+            self.written.resize(word + 1, 0);
+        }
+        self.written[word] |= 1 << (slot % 64);
+    }
+
+    fn is_written(&self, slot: u32) -> bool {
+        self.written
+            .get(slot as usize / 64)
+            .is_some_and(|w| w >> (slot % 64) & 1 == 1)
+    }
+
+    /// Begins an entry, and its section when it is the first.
+    fn open(&mut self, tag: u8, out: &mut Vec<u8>) {
+        if !self.is_section_open {
+            put_varint(u64::from(self.state), out);
+            self.is_section_open = true;
+        }
+        out.push(tag);
+    }
+}
+
+impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
+    /// Goes on with one group; true when it is done.
+    pub(super) fn capture_shard(
+        &self,
+        at: usize,
+        extent: Extent,
+        intervals: &Intervals,
+        cursor: &mut ShardCursor,
+        out: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<bool, String> {
+        loop {
+            match cursor.phase {
+                Phase::Start => {
+                    cursor.start = out.len();
+                    cursor.written.clear();
+                    cursor.is_section_open = false;
+                    cursor.phase = self.choose(at, extent, intervals);
+                }
+                Phase::Slots(next) => {
+                    if !self.capture_slots(at, next, extent, cursor, out, budget)? {
+                        return Ok(false);
+                    }
+                }
+                Phase::Changes(interval, next) => {
+                    let from = (interval, next);
+                    if !self.capture_changes(at, from, extent, cursor, out, budget)? {
+                        return Ok(false);
+                    }
+                }
+                Phase::Log(interval, next) => {
+                    let from = (interval, next);
+                    if !self.capture_log(at, from, extent, cursor, out, budget)? {
+                        return Ok(false);
+                    }
+                    if cursor.is_section_open {
+                        out.push(END);
+                    }
+                    cursor.phase = Phase::Start;
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn choose(&self, at: usize, extent: Extent, intervals: &Intervals) -> Phase {
+        let shard = &self.shards[at];
+        if let Some(base) = extent.base
+            && intervals.is_logged_since(base)
+        {
+            let records: usize = shard
+                .segments
+                .iter()
+                .filter(|s| (base..extent.barrier).contains(&s.interval))
+                .map(|s| s.records.len())
+                .sum();
+            if records * SCAN_COST_RATIO <= shard.slots.len() {
+                return Phase::Changes(base, 0);
+            }
+        }
+        Phase::Slots(0)
+    }
+
+    fn capture_slots(
+        &self,
+        at: usize,
+        next: usize,
+        extent: Extent,
+        cursor: &mut ShardCursor,
+        out: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<bool, String> {
+        let slots = &self.shards[at].slots;
+        for (slot, entry) in slots.iter().enumerate().skip(next) {
+            if let Some(entry) = entry
+                && extent.covers(entry.since, entry.cell.is_some())
+            {
+                put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
+                cursor.mark(slot as u32);
+            }
+            if budget.spend() {
+                cursor.phase = Phase::Slots(slot + 1);
+                return Ok(false);
+            }
+        }
+        cursor.phase = Phase::Log(extent.barrier, 0);
+        Ok(true)
+    }
+
+    /// An entry that changed in several intervals has a record in each: the one of its last change counts.
+    fn capture_changes(
+        &self,
+        at: usize,
+        (interval, next): (u64, usize),
+        extent: Extent,
+        cursor: &mut ShardCursor,
+        out: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<bool, String> {
+        let shard = &self.shards[at];
+        for segment in &shard.segments {
+            if segment.interval < interval || segment.interval >= extent.barrier {
+                continue;
+            }
+            let first = if segment.interval == interval {
+                next
+            } else {
+                0
+            };
+            for (i, record) in segment.records.iter().enumerate().skip(first) {
+                if let Some(entry) = &shard.slots[record.slot as usize]
+                    && entry.since == segment.interval
+                {
+                    put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
+                    cursor.mark(record.slot);
+                }
+                if budget.spend() {
+                    cursor.phase = Phase::Changes(segment.interval, i + 1);
+                    return Ok(false);
+                }
+            }
+        }
+        cursor.phase = Phase::Log(extent.barrier, 0);
+        Ok(true)
+    }
+
+    /// Only the oldest pre-image since the barrier is from before it, so that each entry comes up once.
+    fn capture_log(
+        &self,
+        at: usize,
+        (interval, next): (u64, usize),
+        extent: Extent,
+        cursor: &mut ShardCursor,
+        out: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<bool, String> {
+        let shard = &self.shards[at];
+        let later = if C::OLD_NEEDS_LATER {
+            self.first_contents(at, extent.barrier)
+        } else {
+            BTreeMap::new()
+        };
+        for segment in shard.segments.iter().filter(|s| s.interval >= interval) {
+            let first = if segment.interval == interval {
+                next
+            } else {
+                0
+            };
+            for (i, record) in segment.records.iter().enumerate().skip(first) {
+                if extent.covers(record.old_since, record.old.is_some())
+                    && !cursor.is_written(record.slot)
+                    && let Some(entry) = &shard.slots[record.slot as usize]
+                {
+                    match &record.old {
+                        Some(old) => {
+                            cursor.open(LIVE, out);
+                            entry.key.put(out)?;
+                            let later = later.get(&record.slot).copied();
+                            put_part(out, |out| {
+                                C::encode_old(old, later, entry.cell.as_ref(), out)
+                            })?;
+                        }
+                        None => put_entry::<Q, C>(&entry.key, None, cursor, out)?,
+                    }
+                }
+                // What needs later pre-images is not interrupted: they would be looked up again after each slice.
+                if !C::OLD_NEEDS_LATER && budget.spend() {
+                    cursor.phase = Phase::Log(segment.interval, i + 1);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// For each slot the first pre-image in intervals after `barrier`'s that holds content. (A slot has one record per interval.)
+    fn first_contents(&self, at: usize, barrier: u64) -> BTreeMap<u32, &C::Old> {
+        let mut contents = BTreeMap::new();
+        for segment in &self.shards[at].segments {
+            if segment.interval <= barrier {
+                continue;
+            }
+            for record in &segment.records {
+                if let Some(old) = &record.old
+                    && C::has_content(old)
+                {
+                    contents.entry(record.slot).or_insert(old);
+                }
+            }
+        }
+        contents
+    }
+}
+
+fn put_entry<Q: EntryKey, C: Cell>(
+    key: &Q,
+    cell: Option<&C::Content>,
+    cursor: &mut ShardCursor,
+    out: &mut Vec<u8>,
+) -> Result<(), String> {
+    match cell {
+        Some(cell) => {
+            cursor.open(LIVE, out);
+            key.put(out)?;
+            put_part(out, |out| C::encode(cell, out))
+        }
+        None => {
+            cursor.open(DELETED, out);
+            key.put(out)
+        }
+    }
+}
