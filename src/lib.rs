@@ -4,7 +4,9 @@
 //! [`api::JobRegistry`] and hands it to [`cli::main`], and then plays every role: client, JobManager, TaskManager.
 
 pub mod batch;
+pub mod connector;
 pub mod error;
+pub mod exchange;
 pub mod key;
 pub mod state;
 pub mod storage;
