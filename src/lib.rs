@@ -3,10 +3,13 @@
 //! A job is a function that declares streams on a [`api::StreamEnvironment`]; a binary registers its jobs in a
 //! [`api::JobRegistry`] and hands it to [`cli::main`], and then plays every role: client, JobManager, TaskManager.
 
+pub mod api;
 pub mod batch;
 pub mod connector;
 pub mod error;
 pub mod exchange;
 pub mod key;
+pub mod operator;
 pub mod state;
 pub mod storage;
+pub mod task;

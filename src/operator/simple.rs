@@ -1,0 +1,198 @@
+//! Operators without state: map, filter, flat_map.
+
+use std::marker::PhantomData;
+
+use super::node::{Emitted, Operator, Pending, SignalResult};
+use super::{OperatorError, OperatorStateStore, Signal, StartContext, TaskContext};
+use crate::batch::{Record, Timestamp};
+use crate::error::FunctionResult;
+
+/// One record in, one out.
+pub(crate) struct MapOperator<F, I, O> {
+    function: F,
+    _types: PhantomData<fn(I) -> O>,
+}
+
+impl<F, I, O> MapOperator<F, I, O> {
+    pub(crate) fn new(function: F) -> Self {
+        Self {
+            function,
+            _types: PhantomData,
+        }
+    }
+}
+
+impl<F, I, O> Operator for MapOperator<F, I, O>
+where
+    F: FnMut(I) -> FunctionResult<O> + Send + 'static,
+    I: Record,
+    O: Record,
+{
+    type In = I;
+    type Out = O;
+
+    fn open(
+        &mut self,
+        _operator: usize,
+        _lists: &mut OperatorStateStore,
+        _cx: &mut StartContext<'_>,
+    ) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        input: &mut Pending<I>,
+        out: &mut Emitted<O>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<(), OperatorError> {
+        while !out.is_full() {
+            let Some((value, timestamp)) = input.next() else {
+                break;
+            };
+            out.batch.push((self.function)(value)?, timestamp);
+        }
+        Ok(())
+    }
+
+    fn signal(
+        &mut self,
+        signal: Signal,
+        _out: &mut Emitted<O>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<SignalResult, OperatorError> {
+        Ok(SignalResult::Forward(signal))
+    }
+}
+
+/// Keeps the records that a predicate holds for.
+pub(crate) struct FilterOperator<F, T> {
+    predicate: F,
+    _type: PhantomData<fn(T)>,
+}
+
+impl<F, T> FilterOperator<F, T> {
+    pub(crate) fn new(predicate: F) -> Self {
+        Self {
+            predicate,
+            _type: PhantomData,
+        }
+    }
+}
+
+impl<F, T> Operator for FilterOperator<F, T>
+where
+    F: FnMut(&T) -> FunctionResult<bool> + Send + 'static,
+    T: Record,
+{
+    type In = T;
+    type Out = T;
+
+    fn open(
+        &mut self,
+        _operator: usize,
+        _lists: &mut OperatorStateStore,
+        _cx: &mut StartContext<'_>,
+    ) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        input: &mut Pending<T>,
+        out: &mut Emitted<T>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<(), OperatorError> {
+        while !out.is_full() {
+            let Some((value, timestamp)) = input.next() else {
+                break;
+            };
+            if (self.predicate)(&value)? {
+                out.batch.push(value, timestamp);
+            }
+        }
+        Ok(())
+    }
+
+    fn signal(
+        &mut self,
+        signal: Signal,
+        _out: &mut Emitted<T>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<SignalResult, OperatorError> {
+        Ok(SignalResult::Forward(signal))
+    }
+}
+
+/// One record in, any number out, drawn lazily: an endless iterator holds up its own stream and nothing else.
+pub(crate) struct FlatMapOperator<F, I, It> {
+    function: F,
+    current: Option<(It, Option<Timestamp>)>,
+    _type: PhantomData<fn(I)>,
+}
+
+impl<F, I, It> FlatMapOperator<F, I, It> {
+    pub(crate) fn new(function: F) -> Self {
+        Self {
+            function,
+            current: None,
+            _type: PhantomData,
+        }
+    }
+}
+
+impl<F, I, It, O> Operator for FlatMapOperator<F, I, It>
+where
+    F: FnMut(I) -> FunctionResult<It> + Send + 'static,
+    It: Iterator<Item = O> + Send + 'static,
+    I: Record,
+    O: Record,
+{
+    type In = I;
+    type Out = O;
+
+    fn open(
+        &mut self,
+        _operator: usize,
+        _lists: &mut OperatorStateStore,
+        _cx: &mut StartContext<'_>,
+    ) -> Result<(), OperatorError> {
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        input: &mut Pending<I>,
+        out: &mut Emitted<O>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<(), OperatorError> {
+        loop {
+            if let Some((iterator, timestamp)) = &mut self.current {
+                for value in iterator.by_ref() {
+                    out.batch.push(value, *timestamp);
+                    if out.is_full() {
+                        return Ok(());
+                    }
+                }
+                self.current = None;
+            }
+            let Some((value, timestamp)) = input.next() else {
+                return Ok(());
+            };
+            self.current = Some(((self.function)(value)?, timestamp));
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.current.is_some()
+    }
+
+    fn signal(
+        &mut self,
+        signal: Signal,
+        _out: &mut Emitted<O>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<SignalResult, OperatorError> {
+        Ok(SignalResult::Forward(signal))
+    }
+}

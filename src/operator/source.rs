@@ -1,0 +1,246 @@
+//! A source at the head of a task.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use perennial_actors::clock::Instant;
+use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind};
+
+use super::{
+    BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Lifecycle, OperatorCapture, OperatorError,
+    OperatorStateStore, Output, Redistribution, Signal, StartContext, TaskContext,
+};
+use crate::batch::{Batch, MAX_WATERMARK, Record, Timestamp};
+use crate::connector::{Source, SourceReader, SourceSplit, SourceStatus};
+
+const SPLITS: &str = "splits";
+
+/// Triggers that wait while the chain cannot take its output; the oldest go, as those of a coordinator that gave them up.
+const ANNOUNCED_MAX: usize = 64;
+
+/// How far the source is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Reading,
+    /// All records are out; event time ends next.
+    SendMaxWatermark,
+    /// Then the input does.
+    SendEnd,
+    Ended,
+}
+
+/// Reads its splits into the chain and answers triggers with barriers.
+pub(crate) struct SourceHead<T> {
+    index: usize,
+    source: Arc<dyn Source<Item = T>>,
+    reader: Option<Box<dyn SourceReader<T>>>,
+    output: Output<T>,
+    stage: Stage,
+    /// Triggers that were not answered yet, in order.
+    announced: VecDeque<CheckpointBarrier>,
+    /// Set from the barrier of a stop with savepoint on: nothing more is emitted.
+    halted_by: Option<CheckpointId>,
+    is_draining: bool,
+}
+
+impl<T: Record> SourceHead<T> {
+    pub(crate) fn new(index: usize, source: Arc<dyn Source<Item = T>>, output: Output<T>) -> Self {
+        Self {
+            index,
+            source,
+            reader: None,
+            output,
+            stage: Stage::Reading,
+            announced: VecDeque::new(),
+            halted_by: None,
+            is_draining: false,
+        }
+    }
+
+    fn reader(&mut self) -> Result<&mut Box<dyn SourceReader<T>>, OperatorError> {
+        self.reader.as_mut().ok_or_else(|| {
+            OperatorError(FailureKind::Internal {
+                message: "a source was used before it was opened".into(),
+            })
+        })
+    }
+}
+
+impl<T: Record> Head for SourceHead<T> {
+    fn poll(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        _records_in: &mut u64,
+    ) -> Result<HeadPoll, OperatorError> {
+        if let Some(barrier) = self.announced.pop_front() {
+            if barrier.kind == SnapshotKind::StopWithSavepoint {
+                self.halted_by = Some(barrier.checkpoint);
+            }
+            return Ok(HeadPoll::Barrier(barrier));
+        }
+        if self.halted_by.is_some() {
+            return Ok(HeadPoll::Nothing { until: None });
+        }
+        match self.stage {
+            Stage::Reading if self.is_draining => {
+                self.stage = Stage::SendMaxWatermark;
+                Ok(HeadPoll::Progress)
+            }
+            Stage::Reading => {
+                cx.place.operator = Some(self.index);
+                let mut batch = Batch::with_capacity(BATCH_RECORDS_MAX);
+                let now = cx.now;
+                let status = self.reader()?.poll(&mut batch, BATCH_RECORDS_MAX, now)?;
+                let is_empty = batch.is_empty();
+                if !is_empty {
+                    self.output.push(batch);
+                }
+                Ok(match status {
+                    SourceStatus::Finished => {
+                        self.stage = Stage::SendMaxWatermark;
+                        HeadPoll::Progress
+                    }
+                    SourceStatus::Waiting { until } if is_empty => HeadPoll::Nothing { until },
+                    SourceStatus::More | SourceStatus::Waiting { .. } => HeadPoll::Progress,
+                })
+            }
+            Stage::SendMaxWatermark => {
+                self.output.signal(Signal::Watermark(MAX_WATERMARK));
+                self.stage = Stage::SendEnd;
+                Ok(HeadPoll::Progress)
+            }
+            Stage::SendEnd => {
+                self.output.signal(Signal::EndOfInput);
+                self.stage = Stage::Ended;
+                Ok(HeadPoll::Progress)
+            }
+            Stage::Ended => Ok(HeadPoll::Ended),
+        }
+    }
+
+    fn announce(&mut self, barrier: CheckpointBarrier) {
+        // Each is answered: a savepoint may be asked for while a checkpoint waits, and several checkpoints may be under way.
+        if self
+            .announced
+            .back()
+            .is_none_or(|a| a.checkpoint < barrier.checkpoint)
+        {
+            if self.announced.len() == ANNOUNCED_MAX {
+                self.announced.pop_front();
+            }
+            self.announced.push_back(barrier);
+        }
+    }
+
+    fn abandon(&mut self, checkpoint: CheckpointId) {
+        self.announced.retain(|a| a.checkpoint != checkpoint);
+        if self.halted_by == Some(checkpoint) {
+            self.halted_by = None;
+        }
+    }
+
+    fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    fn start(&mut self) {}
+
+    fn position(&self) -> Option<String> {
+        let (split, position) = self.reader.as_ref()?.position()?;
+        Some(format!("{split}@{position}"))
+    }
+
+    fn bytes_in(&self) -> u64 {
+        0
+    }
+}
+
+impl<T: Record> Lifecycle for SourceHead<T> {
+    fn open(&mut self, cx: &mut StartContext<'_>) -> Result<(), OperatorError> {
+        cx.place.operator = Some(self.index);
+        let subtask = cx.task.attempt.subtask.0 as usize;
+        let parallelism = cx.task.parallelism as usize;
+        let restored = &mut cx.restored[self.index];
+        let splits = if restored.is_restored {
+            let mut store = OperatorStateStore::default();
+            store.restore(restored);
+            let list = store.register::<SourceSplit>(SPLITS, Redistribution::Split)?;
+            std::mem::take(store.get_mut(list))
+        } else {
+            let all = self.source.splits(cx.task.parallelism)?;
+            all.into_iter()
+                .enumerate()
+                .filter(|(i, _)| i % parallelism == subtask)
+                .map(|(_, split)| split)
+                .collect()
+        };
+        let context = cx.task.subtask_context(self.index);
+        self.reader = Some(self.source.reader(&context, splits)?);
+        self.output.open(cx)
+    }
+
+    fn resume(&mut self, cx: &mut TaskContext<'_>) -> Result<Flow, OperatorError> {
+        self.output.resume(cx)
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        self.output.signal(signal);
+    }
+
+    fn flush(&mut self, flush: Flush, cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {
+        self.output.flush(flush, cx)
+    }
+
+    fn next_wakeup(&self, cx: &TaskContext<'_>) -> Option<Instant> {
+        self.output.next_wakeup(cx)
+    }
+
+    fn is_timer_due(&self, cx: &TaskContext<'_>, wall_ms: Timestamp) -> bool {
+        self.output.is_timer_due(cx, wall_ms)
+    }
+
+    fn snapshot(
+        &mut self,
+        barrier: &CheckpointBarrier,
+        captures: &mut Vec<OperatorCapture>,
+        cx: &mut TaskContext<'_>,
+    ) -> Result<(), OperatorError> {
+        cx.place.operator = Some(self.index);
+        let splits = self.reader()?.snapshot();
+        let positions = splits.iter().map(|s| (s.id.clone(), s.position)).collect();
+        let mut store = OperatorStateStore::default();
+        let list = store.register::<SourceSplit>(SPLITS, Redistribution::Split)?;
+        *store.get_mut(list) = splits;
+        captures.push(OperatorCapture {
+            operator: self.index,
+            watermark: None,
+            is_finished: self.stage == Stage::Ended,
+            lists: store.capture()?,
+            positions,
+            has_keyed: false,
+        });
+        self.output.snapshot(barrier, captures, cx)
+    }
+
+    fn complete(
+        &mut self,
+        checkpoint: CheckpointId,
+        cx: &mut TaskContext<'_>,
+    ) -> Result<(), OperatorError> {
+        self.output.complete(checkpoint, cx)
+    }
+
+    fn close(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {
+        cx.place.operator = Some(self.index);
+        self.reader = None;
+        self.output.close(cx)
+    }
+
+    fn bytes_out(&self) -> u64 {
+        self.output.bytes_out()
+    }
+
+    fn watermark(&self) -> Option<Timestamp> {
+        self.output.watermark()
+    }
+}

@@ -1,0 +1,570 @@
+//! A TaskManager's part of a checkpoint: gathers what its subtasks captured, writes at most one object, acknowledges once
+//! (design.md section 6, "Objects").
+//!
+//! Invariant: an acknowledgement leaves only after every byte that it names is durable.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use perennial_actors::checkpoint::StoreFactory;
+use perennial_actors::model::message::{CheckpointAck, CheckpointPlan, OperatorAck, SubtaskAck};
+use perennial_actors::model::{
+    CheckpointBarrier, CheckpointId, DataRef, ExecutionAttemptId, GroupSlice, InstanceId, JobId,
+    KeyedSegment, ObjectInfo, SubtaskState,
+};
+use perennial_actors::{CheckpointReply, DeclinedCheckpoint};
+use tokio::runtime::Handle;
+
+use crate::operator::{OperatorCapture, TaskInfo, encode_lists};
+use crate::state::CapturedState;
+
+/// State of one TaskManager that may travel inside one acknowledgement, in bytes.
+const INLINE_BYTES_MAX: u64 = 1 << 20;
+
+/// One subtask's captured state.
+pub(crate) struct SubtaskSnapshot {
+    pub(crate) info: Arc<TaskInfo>,
+    pub(crate) barrier: CheckpointBarrier,
+    pub(crate) captures: Vec<OperatorCapture>,
+    pub(crate) keyed: Vec<(usize, CapturedState)>,
+    pub(crate) longest_pause_us: u64,
+}
+
+/// Takes what tasks captured. Never blocks.
+pub(crate) trait SnapshotSink: Send + Sync {
+    /// A complete part.
+    fn deliver(&self, snapshot: SubtaskSnapshot);
+    /// The subtask cannot deliver.
+    fn decline(&self, attempt: ExecutionAttemptId, checkpoint: CheckpointId, reason: String);
+}
+
+type Key = (JobId, CheckpointId);
+
+/// A subtask's part, or why there is none.
+type Part = Result<SubtaskSnapshot, String>;
+
+/// Checkpoints of one job whose parts may wait for their plan. A barrier can overtake the plan, which comes over another connection;
+/// more than the few that a coordinator has under way are left over from somewhere and go, the oldest first.
+const EARLY_CHECKPOINTS_MAX: usize = 8;
+
+struct Collector {
+    plan: CheckpointPlan,
+    parts: BTreeMap<ExecutionAttemptId, SubtaskSnapshot>,
+    reply: CheckpointReply,
+}
+
+/// What is collected and written now.
+#[derive(Default)]
+struct Collecting {
+    /// Of the checkpoints under way; bounded by the coordinators' `max-concurrent-checkpoints`.
+    collectors: BTreeMap<Key, Collector>,
+    /// Parts that came before their plan.
+    early: BTreeMap<Key, BTreeMap<ExecutionAttemptId, Part>>,
+    /// The highest number of each job that was planned or aborted. Plans come in order: only for a higher one may a plan still come.
+    highest: BTreeMap<JobId, CheckpointId>,
+    /// Being written; true when aborted meanwhile.
+    writing: BTreeMap<Key, bool>,
+}
+
+impl Collecting {
+    fn reach(&mut self, (job, checkpoint): Key) {
+        let highest = self.highest.entry(job).or_insert(checkpoint);
+        *highest = checkpoint.max(*highest);
+        let highest = *highest;
+        self.early
+            .retain(|(owner, number), _| *owner != job || *number > highest);
+    }
+
+    fn is_early(&self, (job, checkpoint): Key) -> bool {
+        self.highest
+            .get(&job)
+            .is_none_or(|highest| checkpoint > *highest)
+    }
+
+    fn hold(&mut self, key: Key, attempt: ExecutionAttemptId, part: Part) {
+        self.early.entry(key).or_default().insert(attempt, part);
+        let of_job = self.early.keys().filter(|(job, _)| *job == key.0);
+        if of_job.clone().count() > EARLY_CHECKPOINTS_MAX
+            && let Some(oldest) = of_job.copied().next()
+        {
+            self.early.remove(&oldest);
+        }
+    }
+}
+
+/// Gathers and writes.
+pub(crate) struct SnapshotWriter {
+    collecting: Arc<Mutex<Collecting>>,
+    stores: Arc<dyn StoreFactory>,
+    instance: InstanceId,
+    handle: Handle,
+}
+
+impl SnapshotWriter {
+    pub(crate) fn new(stores: Arc<dyn StoreFactory>, instance: InstanceId, handle: Handle) -> Self {
+        Self {
+            collecting: Arc::default(),
+            stores,
+            instance,
+            handle,
+        }
+    }
+
+    /// Begins to collect; see [`perennial_actors::TaskRunner::plan_checkpoint`].
+    pub(crate) fn plan(&self, plan: CheckpointPlan, reply: CheckpointReply) {
+        let key = (plan.job, plan.barrier.checkpoint);
+        let mut collecting = lock(&self.collecting);
+        // What a former leader began is nobody's any more.
+        collecting
+            .collectors
+            .retain(|(job, _), other| *job != key.0 || other.plan.epoch >= plan.epoch);
+        let early = collecting.early.remove(&key).unwrap_or_default();
+        collecting.reach(key);
+        let collector = Collector {
+            plan,
+            parts: BTreeMap::new(),
+            reply,
+        };
+        collecting.collectors.insert(key, collector);
+        drop(collecting);
+        for (attempt, part) in early {
+            self.take(key, attempt, part);
+        }
+    }
+
+    /// Stops collecting. What is being written is deleted once it is there.
+    pub(crate) fn abort(&self, job: JobId, checkpoint: CheckpointId) {
+        let key = (job, checkpoint);
+        let mut collecting = lock(&self.collecting);
+        collecting.collectors.remove(&key);
+        collecting.reach(key);
+        if let Some(is_aborted) = collecting.writing.get_mut(&key) {
+            *is_aborted = true;
+        }
+    }
+
+    /// Stops collecting everything of a job.
+    pub(crate) fn release(&self, job: JobId) {
+        let mut collecting = lock(&self.collecting);
+        collecting.collectors.retain(|(owner, _), _| *owner != job);
+        collecting.early.retain(|(owner, _), _| *owner != job);
+        collecting.highest.remove(&job);
+    }
+
+    fn take(&self, key: Key, attempt: ExecutionAttemptId, part: Part) {
+        let mut collecting = lock(&self.collecting);
+        let Some(collector) = collecting.collectors.get_mut(&key) else {
+            if collecting.is_early(key) {
+                collecting.hold(key, attempt, part);
+            }
+            // Else the checkpoint was aborted, or declined by another subtask.
+            return;
+        };
+        if !collector.plan.attempts.contains(&attempt) {
+            // A former attempt's.
+            return;
+        }
+        let refusal = match part {
+            Ok(snapshot) => {
+                collector.parts.insert(attempt, snapshot);
+                if collector.parts.len() < collector.plan.attempts.len() {
+                    return;
+                }
+                None
+            }
+            Err(reason) => Some(DeclinedCheckpoint {
+                attempt: Some(attempt),
+                reason,
+            }),
+        };
+        let Some(collector) = collecting.collectors.remove(&key) else {
+            return;
+        };
+        match refusal {
+            Some(declined) => {
+                drop(collecting);
+                (collector.reply)(Err(declined));
+            }
+            None => {
+                collecting.writing.insert(key, false);
+                drop(collecting);
+                self.seal(key, collector);
+            }
+        }
+    }
+
+    fn seal(&self, key: Key, collector: Collector) {
+        let stores = self.stores.clone();
+        let instance = self.instance;
+        let collecting = self.collecting.clone();
+        self.handle.spawn(async move {
+            let Collector { plan, parts, reply } = collector;
+            let result = write(stores.as_ref(), instance, &plan, parts).await;
+            let is_aborted = lock(&collecting).writing.remove(&key).unwrap_or(false);
+            if is_aborted {
+                // Nobody was told of the objects, so nobody can refer to them.
+                if let Ok(ack) = &result {
+                    discard(stores.as_ref(), &plan, &ack.objects).await;
+                }
+                return;
+            }
+            reply(result.map_err(|reason| DeclinedCheckpoint {
+                attempt: None,
+                reason,
+            }));
+        });
+    }
+}
+
+fn lock(collecting: &Mutex<Collecting>) -> std::sync::MutexGuard<'_, Collecting> {
+    collecting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SnapshotSink for SnapshotWriter {
+    fn deliver(&self, snapshot: SubtaskSnapshot) {
+        let attempt = snapshot.info.attempt;
+        let key = (attempt.job, snapshot.barrier.checkpoint);
+        self.take(key, attempt, Ok(snapshot));
+    }
+
+    fn decline(&self, attempt: ExecutionAttemptId, checkpoint: CheckpointId, reason: String) {
+        self.take((attempt.job, checkpoint), attempt, Err(reason));
+    }
+}
+
+/// Deletes what was written in vain. What stays, because the store fails now, is left to the sweeper.
+async fn discard(stores: &dyn StoreFactory, plan: &CheckpointPlan, objects: &[ObjectInfo]) {
+    for object in objects {
+        let deleted = match stores.open(&plan.directory) {
+            Ok(store) => store.delete(&object.key).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = deleted {
+            tracing::info!(job = %plan.job, checkpoint = %plan.barrier.checkpoint, %error, "object of an aborted checkpoint not deleted");
+        }
+    }
+}
+
+/// The object under construction.
+struct ObjectBuilder {
+    bytes: Vec<u8>,
+    inline_left: u64,
+}
+
+impl ObjectBuilder {
+    /// Places bytes inline or in the object.
+    fn place(&mut self, bytes: Vec<u8>, is_inline: bool) -> DataRef {
+        if is_inline {
+            return DataRef::Inline(Bytes::from(bytes));
+        }
+        let offset = self.bytes.len() as u64;
+        let length = bytes.len() as u64;
+        self.bytes.extend_from_slice(&bytes);
+        DataRef::Object {
+            object: 0,
+            offset,
+            length,
+        }
+    }
+}
+
+async fn write(
+    stores: &dyn StoreFactory,
+    instance: InstanceId,
+    plan: &CheckpointPlan,
+    parts: BTreeMap<ExecutionAttemptId, SubtaskSnapshot>,
+) -> Result<CheckpointAck, String> {
+    let mut object = ObjectBuilder {
+        bytes: Vec::new(),
+        inline_left: INLINE_BYTES_MAX,
+    };
+    let newest = parts.keys().map(|a| a.attempt).max();
+    let subtasks = parts
+        .into_values()
+        .map(|part| encode_subtask(part, plan.inline_threshold, &mut object))
+        .collect();
+    let mut objects = Vec::new();
+    if !object.bytes.is_empty() {
+        let key = perennial_actors::checkpoint::object_key(
+            plan.epoch,
+            plan.barrier.checkpoint,
+            newest.ok_or("a checkpoint plan without attempts")?,
+            instance,
+        );
+        let bytes = Bytes::from(object.bytes);
+        let info = ObjectInfo {
+            key: key.clone(),
+            length: bytes.len() as u64,
+            crc32c: crc32c::crc32c(&bytes),
+            compression: "none".into(),
+            encryption: "none".into(),
+            format: 1,
+        };
+        let store = stores.open(&plan.directory).map_err(|e| e.to_string())?;
+        // Order matters: the acknowledgement makes the object count, so it must be durable first.
+        store.put(&key, bytes).await.map_err(|e| e.to_string())?;
+        objects.push(info);
+    }
+    Ok(CheckpointAck {
+        job: plan.job,
+        checkpoint: plan.barrier.checkpoint,
+        objects,
+        subtasks,
+    })
+}
+
+fn encode_subtask(
+    part: SubtaskSnapshot,
+    inline_threshold: u64,
+    object: &mut ObjectBuilder,
+) -> SubtaskAck {
+    let keyed_bytes: usize = part
+        .keyed
+        .iter()
+        .flat_map(|(_, captured)| &captured.groups)
+        .map(|(_, bytes)| bytes.len())
+        .sum();
+    let lists: Vec<(OperatorCapture, Option<Vec<u8>>)> = part
+        .captures
+        .into_iter()
+        .map(|capture| {
+            let bytes = (!capture.lists.is_empty()).then(|| encode_lists(&capture.lists));
+            (capture, bytes)
+        })
+        .collect();
+    let list_bytes: usize = lists
+        .iter()
+        .filter_map(|(_, b)| b.as_ref().map(Vec::len))
+        .sum();
+    let total = (keyed_bytes + list_bytes) as u64;
+    let is_inline = total <= inline_threshold && total <= object.inline_left;
+    if is_inline {
+        object.inline_left -= total;
+    }
+    let mut keyed: BTreeMap<usize, CapturedState> = part.keyed.into_iter().collect();
+    let operators = lists
+        .into_iter()
+        .map(|(capture, list_bytes)| {
+            let (id, _) = part.info.operators[capture.operator];
+            let captured = keyed.remove(&capture.operator);
+            let states = captured
+                .as_ref()
+                .map(|c| c.states.clone())
+                .unwrap_or_default();
+            let operator_state_crc32c = list_bytes.as_ref().map_or(0, |b| crc32c::crc32c(b));
+            OperatorAck {
+                id,
+                states,
+                keyed: captured.map(|c| encode_segment(c, is_inline, object)),
+                state: SubtaskState {
+                    subtask: part.info.attempt.subtask,
+                    watermark: capture.watermark,
+                    is_finished: capture.is_finished,
+                    operator_state: list_bytes.map(|bytes| object.place(bytes, is_inline)),
+                    operator_state_crc32c,
+                    positions: capture.positions,
+                },
+            }
+        })
+        .collect();
+    SubtaskAck {
+        attempt: part.info.attempt,
+        operators,
+        longest_pause_us: part.longest_pause_us,
+        alignment_us: 0,
+    }
+}
+
+fn encode_segment(
+    captured: CapturedState,
+    is_inline: bool,
+    object: &mut ObjectBuilder,
+) -> KeyedSegment {
+    let mut bytes = Vec::with_capacity(captured.groups.iter().map(|(_, b)| b.len()).sum());
+    let mut groups = Vec::with_capacity(captured.groups.len());
+    for (group, slice) in captured.groups {
+        groups.push(GroupSlice {
+            group,
+            offset: bytes.len() as u64,
+            length: slice.len() as u64,
+            crc32c: crc32c::crc32c(&slice),
+        });
+        bytes.extend_from_slice(&slice);
+    }
+    KeyedSegment {
+        checkpoint: captured.checkpoint,
+        kind: captured.kind,
+        data: object.place(bytes, is_inline),
+        groups,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use perennial_actors::entropy::Entropy;
+    use perennial_actors::model::{
+        Attempt, KeyGroupRange, LeaderEpoch, OperatorId, SnapshotKind, SubtaskIndex, VertexId,
+    };
+    use perennial_config::S3Settings;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::operator::{NamedList, Redistribution};
+    use crate::storage::Stores;
+
+    const DIRECTORY: &str = "memory://snapshot-writer/";
+
+    fn attempt(subtask: u32, number: u32) -> ExecutionAttemptId {
+        ExecutionAttemptId {
+            job: JobId(7),
+            vertex: VertexId(0),
+            subtask: SubtaskIndex(subtask),
+            epoch: LeaderEpoch(1),
+            attempt: Attempt(number),
+        }
+    }
+
+    fn barrier(checkpoint: u64) -> CheckpointBarrier {
+        CheckpointBarrier {
+            checkpoint: CheckpointId(checkpoint),
+            base: None,
+            kind: SnapshotKind::Checkpoint,
+            timestamp_ms: 0,
+        }
+    }
+
+    fn part(attempt: ExecutionAttemptId, checkpoint: u64) -> SubtaskSnapshot {
+        let info = TaskInfo {
+            attempt,
+            job_name: "job".into(),
+            parallelism: 2,
+            max_parallelism: 2,
+            key_groups: KeyGroupRange::of(attempt.subtask, 2, 2),
+            operators: vec![(OperatorId::from_uid("o"), "o".into())],
+            names: vec!["o".into()],
+            buffer_timeout: Duration::ZERO,
+            log_bytes_max: 0,
+        };
+        SubtaskSnapshot {
+            info: Arc::new(info),
+            barrier: barrier(checkpoint),
+            captures: vec![OperatorCapture {
+                operator: 0,
+                watermark: None,
+                is_finished: false,
+                lists: vec![NamedList {
+                    name: "l".into(),
+                    redistribution: Redistribution::Split,
+                    items: vec![vec![1; 64]],
+                }],
+                positions: Vec::new(),
+                has_keyed: false,
+            }],
+            keyed: Vec::new(),
+            longest_pause_us: 0,
+        }
+    }
+
+    fn plan(checkpoint: u64, epoch: u64, attempts: &[ExecutionAttemptId]) -> CheckpointPlan {
+        CheckpointPlan {
+            job: JobId(7),
+            epoch: LeaderEpoch(epoch),
+            barrier: barrier(checkpoint),
+            attempts: attempts.to_vec(),
+            directory: DIRECTORY.into(),
+            inline_threshold: 0,
+        }
+    }
+
+    type Answer = Result<CheckpointAck, DeclinedCheckpoint>;
+
+    fn reply() -> (CheckpointReply, mpsc::UnboundedReceiver<Answer>) {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let reply = Box::new(move |answer| {
+            let _gone = sender.send(answer);
+        });
+        (reply, answers)
+    }
+
+    fn writer() -> (SnapshotWriter, Arc<dyn StoreFactory>) {
+        let settings = S3Settings {
+            endpoint: None,
+            region: None,
+            is_path_style: true,
+            access_key: None,
+            secret_key: None,
+            connect_timeout: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(1),
+            operation_timeout: Duration::from_secs(1),
+            max_retries: 0,
+            part_size: 8 << 20,
+        };
+        let stores: Arc<dyn StoreFactory> = Arc::new(Stores::new(settings, Entropy::seeded(1)));
+        let writer = SnapshotWriter::new(stores.clone(), InstanceId(1), Handle::current());
+        (writer, stores)
+    }
+
+    /// The barrier came through a channel from a TaskManager that was told of the checkpoint earlier. A former attempt's part does not
+    /// count.
+    #[tokio::test]
+    async fn a_part_that_overtakes_its_plan_is_acknowledged() {
+        let (writer, _) = writer();
+        let (a, b) = (attempt(0, 1), attempt(1, 1));
+        writer.deliver(part(a, 3));
+        writer.deliver(part(attempt(1, 0), 3));
+        let (reply, mut answers) = reply();
+        writer.plan(plan(3, 1, &[a, b]), reply);
+        writer.deliver(part(b, 3));
+        let ack = answers.recv().await.unwrap().unwrap();
+        assert_eq!(ack.subtasks.len(), 2);
+    }
+
+    /// As the one above, for a subtask that cannot deliver.
+    #[tokio::test]
+    async fn a_refusal_that_overtakes_its_plan_declines() {
+        let (writer, _) = writer();
+        let a = attempt(0, 1);
+        writer.decline(a, CheckpointId(3), "no".into());
+        let (reply, mut answers) = reply();
+        writer.plan(plan(3, 1, &[a]), reply);
+        assert_eq!(answers.recv().await.unwrap().unwrap_err().attempt, Some(a));
+    }
+
+    /// Late parts of decided checkpoints, early ones whose plan never comes, and collectors of a former leader do not pile up.
+    #[tokio::test]
+    async fn parts_without_a_plan_are_bounded() {
+        let (writer, _) = writer();
+        for checkpoint in 1..100 {
+            writer.deliver(part(attempt(0, 1), checkpoint));
+        }
+        assert_eq!(lock(&writer.collecting).early.len(), EARLY_CHECKPOINTS_MAX);
+        writer.abort(JobId(7), CheckpointId(99));
+        writer.deliver(part(attempt(0, 1), 98));
+        assert!(lock(&writer.collecting).early.is_empty());
+        let (first, mut first_answers) = reply();
+        writer.plan(plan(100, 1, &[attempt(0, 1)]), first);
+        let (second, _answers) = reply();
+        writer.plan(plan(101, 2, &[attempt(0, 2)]), second);
+        assert_eq!(lock(&writer.collecting).collectors.len(), 1);
+        assert!(first_answers.recv().await.is_none(), "of a former leader");
+        writer.release(JobId(7));
+        assert!(lock(&writer.collecting).collectors.is_empty());
+    }
+
+    /// The abort comes after the last part and before the object is there.
+    #[tokio::test]
+    async fn an_object_of_a_checkpoint_aborted_meanwhile_is_deleted() {
+        let (writer, stores) = writer();
+        let a = attempt(0, 1);
+        let (reply, mut answers) = reply();
+        writer.plan(plan(3, 1, &[a]), reply);
+        writer.deliver(part(a, 3));
+        writer.abort(JobId(7), CheckpointId(3));
+        assert!(answers.recv().await.is_none(), "it is not acknowledged");
+        let store = stores.open(DIRECTORY).unwrap();
+        assert_eq!(store.list("").await.unwrap(), []);
+    }
+}

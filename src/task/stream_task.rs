@@ -1,0 +1,453 @@
+//! The task loop as a step (design.md section 4): one bounded piece of work a call, never a wait.
+//!
+//! Invariant: control, barriers and the end are handled only when the chain is drained, so that a snapshot never splits a record's effects.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::model::{
+    CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind, TaskFailure,
+};
+use perennial_actors::{TaskControl, TaskEvent, TaskEvents};
+
+use super::control::{ControlQueue, SharedCounters};
+use super::snapshot::{SnapshotSink, SubtaskSnapshot};
+use crate::batch::Timestamp;
+use crate::operator::{
+    Flow, Flush, Head, HeadPoll, KeyedStates, OperatorCapture, OperatorError, Place, Signal,
+    StartContext, TaskContext, TaskInfo,
+};
+use crate::state::{CaptureProgress, CaptureRequest, CapturedState};
+
+/// Longest time that one step gives to capturing state.
+pub(crate) const CAPTURE_SLICE: Duration = Duration::from_micros(200);
+
+/// What outlives a panic of the task: its keyed state, and where it was.
+#[derive(Default)]
+pub(crate) struct TaskState {
+    pub(crate) keyed: KeyedStates,
+    pub(crate) place: Place,
+}
+
+/// What a step came to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Call again.
+    Progress,
+    /// Nothing to do until woken, or until this time.
+    Wait {
+        /// When.
+        until: Option<Instant>,
+    },
+    /// All work is done and committed.
+    Finished,
+    /// Told to end.
+    Canceled,
+    /// Cannot go on.
+    Failed(Box<TaskFailure>),
+}
+
+/// Why the task waited last, for its counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    No,
+    Input,
+    Output,
+}
+
+struct PendingSnapshot {
+    barrier: CheckpointBarrier,
+    captures: Vec<OperatorCapture>,
+    keyed: Vec<(usize, CapturedState)>,
+    keyed_left: usize,
+    longest_pause: Duration,
+}
+
+/// Everything a task works with besides its head and state.
+pub(crate) struct TaskServices {
+    pub(crate) info: Arc<TaskInfo>,
+    pub(crate) vertex_name: String,
+    pub(crate) control: Arc<ControlQueue>,
+    pub(crate) counters: Arc<SharedCounters>,
+    pub(crate) events: TaskEvents,
+    pub(crate) snapshots: Arc<dyn SnapshotSink>,
+    pub(crate) clock: Clock,
+}
+
+/// One attempt of one subtask.
+pub(crate) struct StreamTask {
+    head: Box<dyn Head>,
+    services: TaskServices,
+    pending: VecDeque<PendingSnapshot>,
+    /// Whether keyed state has captures to go on with, or old log to forget.
+    is_capturing: bool,
+    /// The snapshot on whose completion the task ends.
+    ending: Option<CheckpointId>,
+    is_finishing: bool,
+    has_reported_end: bool,
+    has_reported_first_record: bool,
+    records_in: u64,
+    records_out: u64,
+    waiting: Waiting,
+    last_end: Option<Instant>,
+}
+
+impl StreamTask {
+    pub(crate) fn new(head: Box<dyn Head>, services: TaskServices) -> Self {
+        Self {
+            head,
+            services,
+            pending: VecDeque::new(),
+            is_capturing: false,
+            ending: None,
+            is_finishing: false,
+            has_reported_end: false,
+            has_reported_first_record: false,
+            records_in: 0,
+            records_out: 0,
+            waiting: Waiting::No,
+            last_end: None,
+        }
+    }
+
+    /// Opens the operators.
+    pub(crate) fn open(&mut self, cx: &mut StartContext<'_>) -> Result<(), OperatorError> {
+        self.head.open(cx)
+    }
+
+    /// Grants the first credit.
+    pub(crate) fn start(&mut self) {
+        self.head.start();
+    }
+
+    /// Does one bounded piece of work and returns; never waits for a peer, the network or a timer.
+    pub(crate) fn step(&mut self, state: &mut TaskState, now: Instant) -> Step {
+        self.account_wait(now);
+        let step = match self.try_step(state, now) {
+            Ok(step) => step,
+            // Tasks that end with a snapshot do so one after the other: a neighbour that is gone has heard of its completion first. If
+            // it was lost instead, the snapshot is aborted, and the next step meets the broken channel again.
+            Err(OperatorError(kind)) if kind.is_symptom() && self.is_finishing => Step::Finished,
+            Err(OperatorError(kind)) if kind.is_symptom() && self.ending.is_some() => {
+                self.waiting = Waiting::Input;
+                // Its own part of that snapshot may still be on its way.
+                if self.is_capturing {
+                    Step::Progress
+                } else {
+                    Step::Wait { until: None }
+                }
+            }
+            Err(OperatorError(kind)) => Step::Failed(Box::new(self.failure(state, kind))),
+        };
+        self.publish(state, now);
+        step
+    }
+
+    /// A failure of this task with its place.
+    pub(crate) fn failure(&self, state: &TaskState, kind: FailureKind) -> TaskFailure {
+        let info = &self.services.info;
+        TaskFailure {
+            attempt: Some(info.attempt),
+            vertex: Some(self.services.vertex_name.clone()),
+            operator: state
+                .place
+                .operator
+                .and_then(|index| info.names.get(index).cloned()),
+            position: self.head.position(),
+            kind,
+        }
+    }
+
+    /// Ends the attempt's readers and writers. Called once, not after a panic.
+    pub(crate) fn close(
+        &mut self,
+        state: &mut TaskState,
+        now: Instant,
+    ) -> Result<(), OperatorError> {
+        let mut cx = TaskContext {
+            keyed: &mut state.keyed,
+            place: &mut state.place,
+            now,
+            clock: &self.services.clock,
+            records_out: &mut self.records_out,
+        };
+        self.head.close(&mut cx)
+    }
+
+    fn try_step(&mut self, state: &mut TaskState, now: Instant) -> Result<Step, OperatorError> {
+        while let Some(order) = self.services.control.pop() {
+            if let Some(end) = self.obey(order, state, now)? {
+                return Ok(end);
+            }
+        }
+        self.capture(state)?;
+        let is_capturing = self.is_capturing;
+        let mut cx = TaskContext {
+            keyed: &mut state.keyed,
+            place: &mut state.place,
+            now,
+            clock: &self.services.clock,
+            records_out: &mut self.records_out,
+        };
+        if self.head.resume(&mut cx)? == Flow::Blocked {
+            self.waiting = Waiting::Output;
+            return Ok(if is_capturing {
+                Step::Progress
+            } else {
+                Step::Wait { until: None }
+            });
+        }
+        if self.is_finishing {
+            return Ok(Step::Finished);
+        }
+        let wall_ms = self.services.clock.wall_ms_at(now) as Timestamp;
+        if self.head.is_timer_due(&cx, wall_ms) {
+            self.head.signal(Signal::ProcessingTime(wall_ms));
+            self.head.resume(&mut cx)?;
+            return Ok(Step::Progress);
+        }
+        match self.head.poll(&mut cx, &mut self.records_in)? {
+            HeadPoll::Progress => {
+                let flow = self.head.resume(&mut cx)?;
+                self.head.flush(Flush::Due, &mut cx)?;
+                if flow == Flow::Blocked && !is_capturing {
+                    self.waiting = Waiting::Output;
+                    return Ok(Step::Wait { until: None });
+                }
+                Ok(Step::Progress)
+            }
+            HeadPoll::Barrier(barrier) => {
+                self.begin_snapshot(barrier, state, now)?;
+                Ok(Step::Progress)
+            }
+            HeadPoll::Nothing { until } => {
+                self.head.flush(Flush::All, &mut cx)?;
+                let wakeup = self.head.next_wakeup(&cx);
+                self.waiting = Waiting::Input;
+                Ok(if is_capturing {
+                    Step::Progress
+                } else {
+                    Step::Wait {
+                        until: until.into_iter().chain(wakeup).min(),
+                    }
+                })
+            }
+            HeadPoll::Ended => {
+                self.head.flush(Flush::All, &mut cx)?;
+                if !self.has_reported_end && self.head.resume(&mut cx)? == Flow::Drained {
+                    self.has_reported_end = true;
+                    (self.services.events)(TaskEvent::AwaitingFinal);
+                }
+                self.waiting = Waiting::Input;
+                Ok(if is_capturing {
+                    Step::Progress
+                } else {
+                    Step::Wait { until: None }
+                })
+            }
+        }
+    }
+
+    fn obey(
+        &mut self,
+        order: TaskControl,
+        state: &mut TaskState,
+        now: Instant,
+    ) -> Result<Option<Step>, OperatorError> {
+        match order {
+            TaskControl::Trigger(barrier) => self.head.announce(barrier),
+            TaskControl::NotifyComplete(checkpoint) => {
+                for keyed in state.keyed.iter_mut().flatten() {
+                    keyed.confirm(checkpoint);
+                    self.is_capturing = true;
+                }
+                let mut cx = TaskContext {
+                    keyed: &mut state.keyed,
+                    place: &mut state.place,
+                    now,
+                    clock: &self.services.clock,
+                    records_out: &mut self.records_out,
+                };
+                self.head.complete(checkpoint, &mut cx)?;
+                if self.ending.is_some_and(|ending| ending <= checkpoint) {
+                    self.is_finishing = true;
+                }
+            }
+            TaskControl::NotifyAborted(checkpoint) => {
+                for keyed in state.keyed.iter_mut().flatten() {
+                    keyed.abort(checkpoint);
+                    self.is_capturing = true;
+                }
+                self.pending.retain(|p| p.barrier.checkpoint != checkpoint);
+                if self.ending == Some(checkpoint) {
+                    self.ending = None;
+                }
+                self.head.abandon(checkpoint);
+            }
+            TaskControl::Drain => self.head.drain(),
+            TaskControl::Cancel => return Ok(Some(Step::Canceled)),
+        }
+        Ok(None)
+    }
+
+    fn begin_snapshot(
+        &mut self,
+        barrier: CheckpointBarrier,
+        state: &mut TaskState,
+        now: Instant,
+    ) -> Result<(), OperatorError> {
+        let began = self.services.clock.now();
+        if matches!(
+            barrier.kind,
+            SnapshotKind::Final | SnapshotKind::StopWithSavepoint
+        ) {
+            self.ending = Some(barrier.checkpoint);
+        }
+        let mut captures = Vec::new();
+        let mut cx = TaskContext {
+            keyed: &mut state.keyed,
+            place: &mut state.place,
+            now,
+            clock: &self.services.clock,
+            records_out: &mut self.records_out,
+        };
+        self.head.snapshot(&barrier, &mut captures, &mut cx)?;
+        let request = CaptureRequest {
+            checkpoint: barrier.checkpoint,
+            base: barrier.base,
+            kind: barrier.kind,
+        };
+        let mut keyed_left = 0;
+        for keyed in state.keyed.iter_mut().flatten() {
+            keyed.barrier(request)?;
+            keyed_left += 1;
+            self.is_capturing = true;
+        }
+        self.pending.push_back(PendingSnapshot {
+            barrier,
+            captures,
+            keyed: Vec::new(),
+            keyed_left,
+            longest_pause: self.services.clock.now() - began,
+        });
+        self.deliver_complete();
+        Ok(())
+    }
+
+    /// Gives at most about [`CAPTURE_SLICE`] to running captures.
+    fn capture(&mut self, state: &mut TaskState) -> Result<(), OperatorError> {
+        if !self.is_capturing {
+            return Ok(());
+        }
+        let mut is_idle = true;
+        let began = self.services.clock.now();
+        for (index, slot) in state.keyed.iter_mut().enumerate() {
+            let Some(keyed) = slot else { continue };
+            let spent = self.services.clock.now() - began;
+            let Some(left) = CAPTURE_SLICE.checked_sub(spent) else {
+                is_idle = false;
+                break;
+            };
+            let progress = keyed.capture(left)?;
+            is_idle &= matches!(progress, CaptureProgress::Idle);
+            match progress {
+                CaptureProgress::Working | CaptureProgress::Idle => {}
+                CaptureProgress::Declined { checkpoint, reason } => {
+                    self.pending.retain(|p| p.barrier.checkpoint != checkpoint);
+                    let attempt = self.services.info.attempt;
+                    self.services.snapshots.decline(attempt, checkpoint, reason);
+                }
+                CaptureProgress::Done(captured) => {
+                    if let Some(pending) = self
+                        .pending
+                        .iter_mut()
+                        .find(|p| p.barrier.checkpoint == captured.checkpoint)
+                    {
+                        pending.keyed.push((index, captured));
+                        pending.keyed_left -= 1;
+                    }
+                }
+            }
+        }
+        let pause = self.services.clock.now() - began;
+        for pending in &mut self.pending {
+            pending.longest_pause = pending.longest_pause.max(pause);
+        }
+        self.is_capturing = !is_idle;
+        self.deliver_complete();
+        Ok(())
+    }
+
+    fn deliver_complete(&mut self) {
+        while let Some(place) = self.pending.iter().position(|p| p.keyed_left == 0) {
+            let Some(pending) = self.pending.remove(place) else {
+                return;
+            };
+            let pause_us = u64::try_from(pending.longest_pause.as_micros()).unwrap_or(u64::MAX);
+            self.services
+                .counters
+                .longest_snapshot_pause_us
+                .fetch_max(pause_us, Ordering::Relaxed);
+            self.services.snapshots.deliver(SubtaskSnapshot {
+                info: self.services.info.clone(),
+                barrier: pending.barrier,
+                captures: pending.captures,
+                keyed: pending.keyed,
+                longest_pause_us: pause_us,
+            });
+        }
+    }
+
+    fn account_wait(&mut self, now: Instant) {
+        let Some(last) = self.last_end.take() else {
+            return;
+        };
+        let micros = u64::try_from((now.saturating_duration_since(last)).as_micros()).unwrap_or(0);
+        let counter = match self.waiting {
+            Waiting::No => return,
+            Waiting::Input => &self.services.counters.idle_us,
+            Waiting::Output => &self.services.counters.back_pressured_us,
+        };
+        counter.fetch_add(micros, Ordering::Relaxed);
+        self.waiting = Waiting::No;
+    }
+
+    fn publish(&mut self, state: &TaskState, began: Instant) {
+        let now = self.services.clock.now();
+        self.last_end = Some(now);
+        let counters = &self.services.counters;
+        let busy = u64::try_from((now - began).as_micros()).unwrap_or(0);
+        counters.busy_us.fetch_add(busy, Ordering::Relaxed);
+        counters
+            .records_in
+            .store(self.records_in, Ordering::Relaxed);
+        counters
+            .records_out
+            .store(self.records_out, Ordering::Relaxed);
+        counters
+            .bytes_in
+            .store(self.head.bytes_in(), Ordering::Relaxed);
+        counters
+            .bytes_out
+            .store(self.head.bytes_out(), Ordering::Relaxed);
+        counters.watermark.store(
+            self.head.watermark().unwrap_or(Timestamp::MIN),
+            Ordering::Relaxed,
+        );
+        let (mut entries, mut log_bytes) = (0, 0);
+        for keyed in state.keyed.iter().flatten() {
+            let figures = keyed.figures();
+            entries += figures.entries;
+            log_bytes += figures.log_bytes;
+        }
+        counters.state_entries.store(entries, Ordering::Relaxed);
+        counters.log_bytes.store(log_bytes, Ordering::Relaxed);
+        if !self.has_reported_first_record && (self.records_in > 0 || self.records_out > 0) {
+            self.has_reported_first_record = true;
+            (self.services.events)(TaskEvent::FirstRecord);
+        }
+    }
+}

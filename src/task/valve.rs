@@ -1,0 +1,112 @@
+//! The event time of a task from the event times of its channels: the least of those that count. Pure.
+
+use crate::batch::{StreamStatus, Timestamp};
+
+#[derive(Debug, Clone, Copy)]
+struct Channel {
+    watermark: Timestamp,
+    status: StreamStatus,
+}
+
+/// What changed for the task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Advance {
+    /// The new watermark, when it rose.
+    pub(crate) watermark: Option<Timestamp>,
+    /// The new status, when it changed.
+    pub(crate) status: Option<StreamStatus>,
+}
+
+/// Watermarks and statuses of all channels.
+#[derive(Debug)]
+pub(crate) struct Valve {
+    channels: Vec<Channel>,
+    emitted: Timestamp,
+    status: StreamStatus,
+}
+
+impl Valve {
+    pub(crate) fn new(channels: usize) -> Self {
+        let channel = Channel {
+            watermark: Timestamp::MIN,
+            status: StreamStatus::Active,
+        };
+        Self {
+            channels: vec![channel; channels],
+            emitted: Timestamp::MIN,
+            status: StreamStatus::Active,
+        }
+    }
+
+    pub(crate) fn watermark(&mut self, channel: usize, watermark: Timestamp) -> Advance {
+        let channel = &mut self.channels[channel];
+        channel.watermark = channel.watermark.max(watermark);
+        self.advance()
+    }
+
+    pub(crate) fn status(&mut self, channel: usize, status: StreamStatus) -> Advance {
+        self.channels[channel].status = status;
+        self.advance()
+    }
+
+    /// An ended channel holds nothing back any more.
+    pub(crate) fn ended(&mut self, channel: usize) -> Advance {
+        self.watermark(channel, Timestamp::MAX)
+    }
+
+    fn advance(&mut self) -> Advance {
+        let mut advance = Advance::default();
+        let active = self
+            .channels
+            .iter()
+            .filter(|c| c.status == StreamStatus::Active);
+        let status = match active.clone().next() {
+            Some(_) => StreamStatus::Active,
+            None => StreamStatus::Idle,
+        };
+        // When all are idle, event time has come as far as the furthest of them (as in Flink's StatusWatermarkValve).
+        let watermark = match active.map(|c| c.watermark).min() {
+            Some(watermark) => watermark,
+            None => self
+                .channels
+                .iter()
+                .map(|c| c.watermark)
+                .max()
+                .unwrap_or(Timestamp::MIN),
+        };
+        if watermark > self.emitted {
+            self.emitted = watermark;
+            advance.watermark = Some(watermark);
+        }
+        if status != self.status {
+            self.status = status;
+            advance.status = Some(status);
+        }
+        advance
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The least of the active channels counts; an idle one does not hold time back.
+    #[test]
+    fn the_slowest_active_channel_tells_the_time() {
+        let mut valve = Valve::new(2);
+        assert_eq!(valve.watermark(0, 10).watermark, None);
+        assert_eq!(valve.watermark(1, 4).watermark, Some(4));
+        assert_eq!(valve.watermark(1, 3).watermark, None, "time does not fall");
+        assert_eq!(valve.status(1, StreamStatus::Idle).watermark, Some(10));
+        assert_eq!(
+            valve.status(0, StreamStatus::Idle).status,
+            Some(StreamStatus::Idle)
+        );
+        let back = valve.status(1, StreamStatus::Active);
+        assert_eq!(
+            (back.status, back.watermark),
+            (Some(StreamStatus::Active), None)
+        );
+        assert_eq!(valve.ended(1).watermark, Some(Timestamp::MAX));
+    }
+}
