@@ -5,9 +5,12 @@
 
 pub mod api;
 pub mod batch;
+pub mod cli;
+pub mod cluster;
 pub mod connector;
 pub mod error;
 pub mod exchange;
+pub mod jobs;
 pub mod key;
 pub mod operator;
 pub mod state;

@@ -1,3 +1,7 @@
 //! The `perennial` binary: every role of a cluster, with the example jobs.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    perennial::cli::main(perennial::jobs::registry())
+}

@@ -1,0 +1,169 @@
+//! What the command line takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Perennial: a stream-processing runtime that comes back from every failure.
+#[derive(Debug, Parser)]
+#[command(
+    name = "perennial",
+    version,
+    about,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 cluster not reachable, 4 wrong configuration, 5 another JobManager leads, 6 a task could not be stopped."
+)]
+pub(crate) struct Cli {
+    /// Configuration file (YAML, flat or nested keys); without it the defaults are in force
+    #[arg(long, short = 'c', global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Built-in settings to begin with: development, staging or production
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Sets one configuration key, e.g. -D execution.checkpointing.interval=10s
+    #[arg(short = 'D', global = true, value_name = "KEY=VALUE")]
+    pub(crate) define: Vec<String>,
+    /// JobManager to talk to, as host:port [default: from the configuration]
+    #[arg(long, short = 'm', global = true, value_name = "HOST:PORT")]
+    pub(crate) jobmanager: Option<String>,
+    /// Prints JSON for scripts
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Form of the log on standard error
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Human)]
+    pub(crate) log_format: LogFormat,
+    /// What is logged, e.g. info or perennial=debug [default: info on nodes, warn elsewhere]
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a JobManager node
+    Jobmanager,
+    /// Runs a TaskManager node
+    Taskmanager,
+    /// Runs a whole local cluster
+    Start(StartArgs),
+    /// Submits a job and shows its progress
+    #[command(
+        subcommand_required = true,
+        arg_required_else_help = true,
+        subcommand_help_heading = "Jobs",
+        subcommand_value_name = "JOB"
+    )]
+    Run,
+    /// Lists the jobs of the cluster
+    List(ListArgs),
+    /// Shows a job: tasks, recoveries, checkpoints
+    Status {
+        /// Id of the job, its first digits, or its name
+        job: String,
+    },
+    /// Ends a job now
+    Cancel {
+        /// Id of the job, its first digits, or its name
+        job: String,
+    },
+    /// Ends a job with a savepoint
+    Stop(StopArgs),
+    /// Takes a savepoint
+    Savepoint {
+        /// Id of the job, its first digits, or its name
+        job: String,
+        /// Directory (URI) to put it under [default: execution.checkpointing.savepoint-dir]
+        directory: Option<String>,
+    },
+    /// Shows the checkpoints of a job
+    Checkpoints {
+        /// Id of the job, its first digits, or its name
+        job: String,
+    },
+    /// Looks at configuration
+    Config(ConfigArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StartArgs {
+    /// Number of TaskManagers
+    #[arg(long, default_value_t = 1)]
+    pub(crate) taskmanagers: u32,
+    /// One process per node instead of one for all
+    #[arg(long)]
+    pub(crate) processes: bool,
+}
+
+/// How a job is run, beside its own options.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunArgs {
+    /// Starts a cluster in this process for the job, with as many slots as it needs
+    #[arg(long)]
+    pub(crate) local: bool,
+    /// Number of TaskManagers of --local
+    #[arg(long, default_value_t = 3, requires = "local")]
+    pub(crate) taskmanagers: u32,
+    /// Default parallelism of operators
+    #[arg(long, short = 'p', value_name = "N")]
+    pub(crate) parallelism: Option<u32>,
+    /// Snapshot to begin from (URI of a savepoint or retained checkpoint)
+    #[arg(long, short = 's', value_name = "PATH")]
+    pub(crate) from_savepoint: Option<String>,
+    /// Drops state that no operator takes, instead of refusing
+    #[arg(long, requires = "from_savepoint")]
+    pub(crate) allow_non_restored_state: bool,
+    /// Returns once the job is accepted
+    #[arg(long, short = 'd')]
+    pub(crate) detached: bool,
+}
+
+impl RunArgs {
+    pub(crate) fn augment(command: clap::Command) -> clap::Command {
+        <Self as Args>::augment_args(command)
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ListArgs {
+    /// Lists the TaskManagers instead
+    #[arg(long)]
+    pub(crate) taskmanagers: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StopArgs {
+    /// Id of the job, its first digits, or its name
+    pub(crate) job: String,
+    /// Takes a savepoint, under this directory (URI) if one is named
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) savepoint: Option<String>,
+    /// Lets all windows and timers fire first; the savepoint is then not meant for continuing
+    #[arg(long)]
+    pub(crate) drain: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Checks a configuration file without starting anything
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Shows every key that is in force, with its origin
+    Show,
+}

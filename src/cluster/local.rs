@@ -1,0 +1,168 @@
+//! A whole cluster in one process, over real sockets.
+
+use std::time::Duration;
+
+use perennial_actors::client::Client;
+use perennial_actors::clock::Instant;
+use perennial_actors::entropy::Entropy;
+use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
+use perennial_actors::rpc::TcpTransport;
+use perennial_config::{Secret, Settings};
+
+use super::task_manager::StuckTasks;
+use super::{JobManagerNode, NodeError, Runtime, TaskManagerNode, runtime};
+use crate::api::JobRegistry;
+
+/// Threads for actors and heartbeats.
+const CONTROL_THREADS: usize = 2;
+
+/// How long TaskManagers may take to register.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A JobManager and some TaskManagers in this process.
+pub struct LocalCluster {
+    settings: Settings,
+    job_manager: JobManagerNode,
+    task_managers: Vec<TaskManagerNode>,
+    _control: std::sync::Arc<Runtime>,
+}
+
+impl LocalCluster {
+    /// Starts them for one client in this process, on free ports, and waits until every TaskManager has registered.
+    ///
+    /// Such a cluster ends with its client, so it is one of its own: it neither waits for another on the same directory nor goes on with
+    /// the jobs that a killed one left there.
+    pub async fn start(
+        settings: &Settings,
+        task_managers: u32,
+        registry: JobRegistry,
+    ) -> Result<Self, NodeError> {
+        let mut settings = settings.clone();
+        settings.cluster.rpc_port = 0;
+        let id = format!("local-{:032x}", Entropy::system().u128());
+        settings.cluster.ha_directory = format!("{}/{id}", settings.cluster.ha_directory);
+        settings.cluster.cluster_id = id;
+        if settings.cluster.cluster_secret.0.is_empty() {
+            // Nobody else needs to know it. `start_on` is for clients in other processes, which know only what is configured.
+            settings.cluster.cluster_secret = Secret(format!("{:032x}", Entropy::system().u128()));
+        }
+        Self::start_on(settings, task_managers, registry).await
+    }
+
+    /// Starts them as they are configured, for clients in other processes, which need the same secret.
+    pub async fn start_on(
+        mut settings: Settings,
+        task_managers: u32,
+        registry: JobRegistry,
+    ) -> Result<Self, NodeError> {
+        let control = runtime("perennial-ctl", CONTROL_THREADS)?;
+        let for_node = settings.clone();
+        let job_manager = in_runtime(
+            &control,
+            async move { JobManagerNode::start(for_node).await },
+        )
+        .await?;
+        let port = job_manager
+            .address()
+            .rsplit(':')
+            .next()
+            .and_then(|p| p.parse().ok());
+        settings.cluster.rpc_port = port.unwrap_or(settings.cluster.rpc_port);
+        if !job_manager.leads().await {
+            return match job_manager.shutdown().await {
+                Ok(exit) => Err(NodeError::Internal(format!(
+                    "the JobManager ended: {exit:?}"
+                ))),
+                Err(error) => Err(error),
+            };
+        }
+        let mut nodes = Vec::new();
+        for _ in 0..task_managers {
+            let (settings, registry) = (settings.clone(), registry.clone());
+            let node = async move {
+                TaskManagerNode::start(&settings, registry, StuckTasks::Abandon).await
+            };
+            nodes.push(in_runtime(&control, node).await?);
+        }
+        let cluster = Self {
+            settings,
+            job_manager,
+            task_managers: nodes,
+            _control: control,
+        };
+        cluster.wait_for_task_managers().await?;
+        Ok(cluster)
+    }
+
+    /// The settings in force, with the real port.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// `host:port` of the JobManager.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.job_manager.address()
+    }
+
+    /// Ends all nodes in good order.
+    pub async fn shutdown(self) {
+        let ending = self
+            .task_managers
+            .iter()
+            .map(|node| node.shutdown("the cluster ends"));
+        for end in futures::future::join_all(ending).await {
+            tracing::debug!(%end, "a TaskManager has ended");
+        }
+        if let Err(error) = self.job_manager.shutdown().await {
+            tracing::warn!(%error, "the JobManager ended badly");
+        }
+    }
+
+    async fn wait_for_task_managers(&self) -> Result<(), NodeError> {
+        let cluster = &self.settings.cluster;
+        let deadline = Instant::now() + START_TIMEOUT;
+        let mut client = Client::connect(
+            &TcpTransport,
+            self.address(),
+            &cluster.cluster_secret,
+            cluster.ask_timeout,
+        )
+        .await?;
+        loop {
+            let response = client
+                .request(ClientRequest::ListTaskManagers, Some(cluster.ask_timeout))
+                .await?;
+            let ClientResponse::TaskManagers(registered) = response else {
+                return Err(NodeError::Internal(
+                    "ListTaskManagers was answered with something else".into(),
+                ));
+            };
+            if registered.len() >= self.task_managers.len() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(NodeError::Rpc(RpcError::Refused(format!(
+                    "{} of {} TaskManagers registered within {} s",
+                    registered.len(),
+                    self.task_managers.len(),
+                    START_TIMEOUT.as_secs()
+                ))));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Runs the start of a node where its actors shall live.
+async fn in_runtime<T: Send + 'static>(
+    runtime: &Runtime,
+    start: impl Future<Output = Result<T, NodeError>> + Send + 'static,
+) -> Result<T, NodeError> {
+    runtime
+        .handle()
+        .spawn(start)
+        .await
+        .unwrap_or_else(|error| Err(NodeError::Internal(error.to_string())))
+}
