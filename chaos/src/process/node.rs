@@ -1,0 +1,146 @@
+//! One node: a child process with its log.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context, anyhow, bail};
+use rustix::process::{Pid, kill_process};
+
+pub use rustix::process::Signal;
+
+/// A JobManager or TaskManager process, and how to start it again.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
+    child: Child,
+    ended: Option<ExitStatus>,
+    may_exit: bool,
+}
+
+impl Node {
+    pub(super) fn start(
+        name: &str,
+        binary: &Path,
+        arguments: Vec<String>,
+        logs: &Path,
+    ) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(logs)?;
+        let log = logs.join(format!("{name}.log"));
+        let child = spawn(binary, &arguments, &log)?;
+        Ok(Self {
+            name: name.to_owned(),
+            binary: binary.to_owned(),
+            arguments,
+            log,
+            child,
+            ended: None,
+            may_exit: false,
+        })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// From now on its end is no surprise.
+    pub fn may_exit(&mut self) {
+        self.may_exit = true;
+    }
+
+    /// Its exit code, once it has ended; for one that a signal ended 128 and the signal's number, as shells say it.
+    ///
+    /// # Errors
+    /// When the operating system does not say.
+    pub fn exit_code(&mut self) -> anyhow::Result<Option<i32>> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?;
+        }
+        Ok(self.ended.map(|status| {
+            status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+        }))
+    }
+
+    pub(super) fn unexpected_exit(&mut self) -> Option<i32> {
+        if self.may_exit {
+            return None;
+        }
+        self.exit_code().ok().flatten()
+    }
+
+    pub(super) fn kill(&mut self) -> anyhow::Result<()> {
+        self.may_exit = true;
+        if self.exit_code()?.is_some() {
+            return Ok(());
+        }
+        self.child.kill()?;
+        self.ended = Some(self.child.wait()?);
+        Ok(())
+    }
+
+    pub(super) fn signal(&mut self, signal: Signal) -> anyhow::Result<()> {
+        // Without this look the id might belong to another process by now.
+        if let Some(code) = self.exit_code()? {
+            bail!("{} has ended with exit code {code}", self.name);
+        }
+        self.may_exit |= signal == Signal::TERM;
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| anyhow!("{} has no process id", self.name))?;
+        kill_process(pid, signal).with_context(|| format!("{signal:?} to {}", self.name))
+    }
+
+    pub(super) fn restart(&mut self) -> anyhow::Result<()> {
+        if self.exit_code()?.is_none() {
+            bail!("{} still runs", self.name);
+        }
+        self.child = spawn(&self.binary, &self.arguments, &self.log)?;
+        self.ended = None;
+        self.may_exit = false;
+        Ok(())
+    }
+}
+
+fn spawn(binary: &Path, arguments: &[String], log: &Path) -> anyhow::Result<Child> {
+    let mut file: File = OpenOptions::new().create(true).append(true).open(log)?;
+    writeln!(file, "--- {} {}", binary.display(), arguments.join(" "))?;
+    // Of its own, so that a test can see what a node leaves lying about.
+    let root = log
+        .parent()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("."));
+    let (work, temporary) = (root.join("work"), root.join("tmp"));
+    std::fs::create_dir_all(&work)?;
+    std::fs::create_dir_all(&temporary)?;
+    Command::new(binary)
+        .args(["--log", "info"])
+        .args(arguments)
+        .env("RUST_BACKTRACE", "1")
+        .env("TMPDIR", temporary)
+        .current_dir(work)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .spawn()
+        .with_context(|| format!("cannot start {}", binary.display()))
+}

@@ -1,0 +1,145 @@
+//! Jobs under observation, as several tests run them: the job, the fold it must equal and the recorder that follows it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use perennial_actors::model::{JobState, JobStatus};
+
+use crate::checker::{Recorder, Recording};
+use crate::oracle::{AbnormalDetection, committed_lines, compare};
+use crate::process::ProcessCluster;
+use crate::seed::Seed;
+
+/// Users of the main job, one source subtask each.
+const USERS: u64 = 3;
+
+/// The main job, bounded, with committed output, its checkpoints compared with the fold while it runs.
+pub struct Detection {
+    /// Its id.
+    pub job: String,
+    /// Where its output is.
+    pub output: PathBuf,
+    oracle: AbnormalDetection,
+    recorder: Recorder,
+}
+
+impl Detection {
+    /// Submits it: about `duration` of paced events, a checkpoint every 200 ms, all of them retained, state in objects.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn submit(
+        cluster: &ProcessCluster,
+        seed: &Seed,
+        duration: Duration,
+    ) -> anyhow::Result<Self> {
+        let interval_ms = 2;
+        let per_user = u64::try_from(duration.as_millis())? / interval_ms;
+        let oracle = AbnormalDetection {
+            seed: seed.value(),
+            users: USERS,
+            // Not the same for each user.
+            events: per_user * USERS + seed.below(USERS),
+            interval_ms,
+            abnormal_share: 0.3,
+        };
+        let output = cluster.path("output");
+        let job = cluster.submit(
+            &[
+                ("execution.checkpointing.interval", "200ms"),
+                ("execution.checkpointing.min-pause", "0s"),
+                ("execution.checkpointing.num-retained", "1000"),
+                ("execution.checkpointing.data-inline-threshold", "0"),
+                (
+                    "execution.checkpointing.tolerable-failed-checkpoints",
+                    "100",
+                ),
+                ("restart-strategy.type", "fixed-delay"),
+                ("restart-strategy.fixed-delay.attempts", "100"),
+                ("restart-strategy.fixed-delay.delay", "100ms"),
+            ],
+            &[
+                "abnormal-detection",
+                "--users",
+                &oracle.users.to_string(),
+                "--events",
+                &oracle.events.to_string(),
+                "--interval-ms",
+                &oracle.interval_ms.to_string(),
+                "--seed",
+                &oracle.seed.to_string(),
+                "--output",
+                &output.to_string_lossy(),
+            ],
+        )?;
+        let recorder = Recorder::follow(
+            cluster.storage().open(),
+            &cluster.storage().uri("checkpoints"),
+            job.parse()?,
+            oracle.clone(),
+        )?;
+        Ok(Self {
+            job,
+            output,
+            oracle,
+            recorder,
+        })
+    }
+
+    /// Waits until there is a further completed checkpoint, and work is left.
+    ///
+    /// # Panics
+    /// When there is none in time, or the job is over: then a fault would prove nothing.
+    pub fn wait_for_progress(&self, cluster: &mut ProcessCluster) -> u64 {
+        let status = cluster.wait_until_running(&self.job, Duration::from_secs(30));
+        let before = status.summary.last_checkpoint.map_or(0, |c| c.0);
+        let number = cluster.wait_for_checkpoint(&self.job, before, Duration::from_secs(20));
+        let lines = committed_lines(&self.output).expect("output is readable");
+        assert!(
+            lines.len() < self.oracle.lines().len(),
+            "the job has written all its output before the fault: make it longer"
+        );
+        number
+    }
+
+    /// Waits until the job has been restarted so often, and all its tasks run.
+    ///
+    /// # Panics
+    /// When it is not in time.
+    pub fn wait_for_recovery(&self, cluster: &mut ProcessCluster, restarts: u32) -> JobStatus {
+        let what = format!("restart {restarts} and all tasks running");
+        cluster.wait_until(&what, Duration::from_secs(30), |cluster| {
+            let status = cluster.status(&self.job)?;
+            let summary = &status.summary;
+            assert!(
+                !summary.state.is_terminal(),
+                "the job is {} already",
+                summary.state
+            );
+            let is_back = summary.state == JobState::Running
+                && summary.tasks_running == summary.tasks_total
+                && summary.restarts >= restarts;
+            Ok(is_back.then_some(status))
+        })
+    }
+
+    /// Waits for the end, compares the output with the fold's, and says what the recorder saw.
+    ///
+    /// # Errors
+    /// When output or a checkpoint differs from the fold, or the records of the job are not one dense sequence.
+    ///
+    /// # Panics
+    /// When the job does not finish in time.
+    pub fn finish(self, cluster: &mut ProcessCluster) -> anyhow::Result<Recording> {
+        cluster.wait_for_state(&self.job, JobState::Finished, Duration::from_secs(40));
+        compare(&committed_lines(&self.output)?, &self.oracle.lines())?;
+        let recording = self.recorder.finish()?;
+        cluster.say(&format!(
+            "checked {} checkpoints against the fold; missed {:?}; {} records",
+            recording.checked.len(),
+            recording.missed,
+            recording.records.len()
+        ));
+        Ok(recording)
+    }
+}

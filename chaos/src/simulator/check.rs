@@ -1,0 +1,147 @@
+//! What must hold in every run.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use perennial::connector::CommittedCollect;
+use perennial_actors::checkpoint::decode_record;
+use perennial_actors::model::{JobGraph, LeaderEpoch, RecordOutcome};
+
+use super::stores::SimulatedStores;
+use super::workload::{Output, Workload, expected};
+
+/// Differences shown.
+const SHOWN_MAX: usize = 5;
+
+/// Exactly once: what is committed is what a plain loop gives.
+pub(super) fn output(workload: &Workload, sink: &CommittedCollect<Output>) -> Option<String> {
+    let expected = expected(workload);
+    let mut committed = sink.committed();
+    committed.sort();
+    if committed == expected {
+        return None;
+    }
+    let mut counts: BTreeMap<&Output, i64> = BTreeMap::new();
+    for record in &expected {
+        *counts.entry(record).or_default() -= 1;
+    }
+    for record in &committed {
+        *counts.entry(record).or_default() += 1;
+    }
+    counts.retain(|_, n| *n != 0);
+    let shown: Vec<_> = counts
+        .iter()
+        .take(SHOWN_MAX)
+        .map(|(r, n)| format!("{n:+} {r:?}"))
+        .collect();
+    Some(format!(
+        "{} records are committed, {} expected; {} differ:\n{}",
+        committed.len(),
+        expected.len(),
+        counts.len(),
+        shown.join("\n")
+    ))
+}
+
+/// The job's records as they come: each decodes, is decided once, and says the number it lies under;
+/// epochs never fall. A completed one may be retired later: then it says that it was aborted.
+pub(super) struct Records {
+    directory: String,
+    seen: BTreeMap<u64, Seen>,
+    pub(super) violations: Vec<String>,
+}
+
+struct Seen {
+    epoch: LeaderEpoch,
+    is_completed: bool,
+    bytes: Bytes,
+}
+
+impl Records {
+    pub(super) fn of(graph: &JobGraph) -> Self {
+        Self {
+            directory: super::directory_of(graph),
+            seen: BTreeMap::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    pub(super) fn look(&mut self, stores: &SimulatedStores) {
+        // Listings come in order of names: 10 before 9.
+        let mut found = BTreeMap::new();
+        for (key, bytes) in stores.look(&self.directory, "/_metadata") {
+            match key
+                .strip_prefix("chk-")
+                .and_then(|k| k.split('/').next()?.parse::<u64>().ok())
+            {
+                Some(number) => drop(found.insert(number, bytes)),
+                None => self.violations.push(format!("{key} is no record's name")),
+            }
+        }
+        for (number, bytes) in found {
+            if self
+                .seen
+                .get(&number)
+                .is_none_or(|seen| seen.bytes != bytes)
+            {
+                self.take(number, bytes);
+            }
+        }
+    }
+
+    fn take(&mut self, number: u64, bytes: Bytes) {
+        let record = match decode_record(&bytes) {
+            Ok(record) => record,
+            Err(error) => {
+                self.violations.push(format!("record {number}: {error}"));
+                return;
+            }
+        };
+        if record.checkpoint.0 != number {
+            self.violations.push(format!(
+                "record {number} says that it is {}",
+                record.checkpoint
+            ));
+        }
+        if let RecordOutcome::Completed(manifest) = &record.outcome
+            && manifest.checkpoint != record.checkpoint
+        {
+            self.violations.push(format!(
+                "record {number} holds manifest {}",
+                manifest.checkpoint
+            ));
+        }
+        let is_completed = matches!(record.outcome, RecordOutcome::Completed(_));
+        let is_aborted = matches!(record.outcome, RecordOutcome::Aborted { .. });
+        match self.seen.get(&number) {
+            Some(seen) if seen.is_completed && is_aborted => {}
+            Some(_) => self.violations.push(format!(
+                "record {number} was decided twice, now: {:?}",
+                record.outcome
+            )),
+            None => self.follows(number, record.epoch),
+        }
+        let seen = Seen {
+            epoch: record.epoch,
+            is_completed,
+            bytes,
+        };
+        self.seen.insert(number, seen);
+    }
+
+    fn follows(&mut self, number: u64, epoch: LeaderEpoch) {
+        let before = self.seen.range(..number).next_back();
+        if number != before.map_or(0, |(n, _)| *n) + 1 {
+            let before = before.map(|(n, _)| n);
+            self.violations
+                .push(format!("record {number} follows {before:?}"));
+        } else if let Some((other, seen)) = before
+            && seen.epoch > epoch
+        {
+            self.violations.push(format!(
+                "record {number} of epoch {epoch} follows {other} of epoch {}",
+                seen.epoch
+            ));
+        }
+    }
+}

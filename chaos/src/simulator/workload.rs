@@ -1,0 +1,380 @@
+//! The job of a simulated run, and what it must give: state, event-time timers, windows, a transactional sink.
+//!
+//! Invariant: the answer does not depend on the order in which records of different lanes meet, so a plain loop can tell it.
+//! [`expected`] shares with the job the event function and nothing of the engine.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use perennial::api::{Arguments, JobRegistry, StreamEnvironment};
+use perennial::batch::Timestamp;
+use perennial::connector::{CommittedCollect, GeneratorContext, GeneratorSource};
+use perennial::error::{FunctionError, FunctionResult};
+use perennial::operator::{
+    AggregateFunction, KeyedProcessFunction, OpenContext, ProcessContext, TimeWindow,
+    TumblingEventTimeWindows, WatermarkStrategy,
+};
+use perennial::state::{TimeDomain, ValueState};
+use serde::{Deserialize, Serialize};
+
+/// Under which the job is registered.
+pub(super) const NAME: &str = "simulated";
+/// Lanes of the source; one source subtask each, so that event time never falls within a subtask.
+pub(super) const LANES: u32 = 3;
+/// Event time between two records of a lane.
+const STEP_MS: i64 = 10;
+/// Event time of a timer's bucket.
+const BUCKET_MS: i64 = 250;
+/// Event time of a window.
+const WINDOW_MS: i64 = 1000;
+
+/// The size of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    /// Of the events.
+    pub seed: u64,
+    /// Of all lanes.
+    pub events: u64,
+    /// Per second and lane.
+    pub rate: f64,
+    /// Different keys.
+    pub keys: u64,
+    /// Subtasks of the function with state and timers.
+    pub process_parallelism: u32,
+    /// Subtasks of the window.
+    pub window_parallelism: u32,
+}
+
+/// One input record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Event {
+    key: u64,
+    sequence: u64,
+    value: u64,
+    time: Timestamp,
+}
+
+/// What a bucket of a key held when its timer fired.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Bucket {
+    key: u64,
+    count: u64,
+    sum: u64,
+    /// Records of the key up to the end of the bucket.
+    total: u64,
+}
+
+/// One committed record: what a window of a key held.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Output {
+    /// Whose.
+    pub key: u64,
+    /// Where the window begins.
+    pub start: Timestamp,
+    /// Records.
+    pub count: u64,
+    /// Of their values, modulo 2^64.
+    pub sum: u64,
+    /// Of the totals of its buckets: shows the order in which timers fired.
+    pub totals: u64,
+}
+
+/// A user function that breaks at one record, once.
+#[derive(Debug, Clone)]
+pub(super) struct Fuse(Arc<FuseState>);
+
+#[derive(Debug)]
+struct FuseState {
+    /// `u64::MAX`: none.
+    at: AtomicU64,
+    panics: AtomicBool,
+}
+
+impl Fuse {
+    /// Not lit.
+    #[must_use]
+    pub(super) fn new() -> Self {
+        Self(Arc::new(FuseState {
+            at: AtomicU64::new(u64::MAX),
+            panics: AtomicBool::new(false),
+        }))
+    }
+
+    /// From this record of some subtask's on, the next one breaks the function: by a panic or by an error.
+    pub(super) fn light(&self, sequence: u64, panics: bool) {
+        self.0.panics.store(panics, Ordering::Relaxed);
+        self.0.at.store(sequence, Ordering::Relaxed);
+    }
+
+    fn check(&self, sequence: u64) -> FunctionResult {
+        let state = &self.0;
+        if sequence < state.at.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        state.at.store(u64::MAX, Ordering::Relaxed);
+        assert!(
+            !state.panics.load(Ordering::Relaxed),
+            "the user function panics at record {sequence}, once"
+        );
+        Err(FunctionError::new(format!(
+            "the user function fails at record {sequence}, once"
+        )))
+    }
+}
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn scramble(n: u64) -> u64 {
+    let mut x = n.wrapping_add(0x2545_f491_4f6c_dd1d);
+    x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ (x >> 33)
+}
+
+fn event(workload: &Workload, lane: u32, index: u64) -> Event {
+    let sequence = index * u64::from(LANES) + u64::from(lane);
+    let random = scramble(workload.seed ^ scramble(sequence));
+    Event {
+        // Half of the records go to a fifth of the keys.
+        key: if random & 1 == 0 {
+            (random >> 8) % workload.keys
+        } else {
+            (random >> 8) % workload.keys.div_ceil(5)
+        },
+        sequence,
+        value: scramble(random),
+        time: index as i64 * STEP_MS,
+    }
+}
+
+/// Gathers events in buckets of event time; a bucket's timer emits it.
+#[derive(Clone)]
+struct Buckets {
+    fuse: Fuse,
+    /// Sabotage: open buckets of all keys where no checkpoint sees them.
+    forgetful: Option<Arc<Mutex<BTreeMap<u64, Open>>>>,
+    state: Option<ValueState<State>>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct State {
+    total: u64,
+    open: Open,
+}
+
+/// Count and sum by the last time of the bucket.
+type Open = BTreeMap<Timestamp, (u64, u64)>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Buckets {
+    fn state(&self) -> FunctionResult<&ValueState<State>> {
+        self.state
+            .as_ref()
+            .ok_or_else(|| FunctionError::new("open was not called"))
+    }
+}
+
+impl KeyedProcessFunction<u64, Event> for Buckets {
+    type Out = Bucket;
+
+    fn open(&mut self, cx: &mut OpenContext<'_, u64>) -> FunctionResult {
+        self.state = Some(cx.value_state("buckets")?);
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        event: Event,
+        cx: &mut ProcessContext<'_, u64, Bucket>,
+    ) -> FunctionResult {
+        self.fuse.check(event.sequence)?;
+        let end = event.time - event.time.rem_euclid(BUCKET_MS) + BUCKET_MS - 1;
+        let add = |open: &mut Open| {
+            let bucket = open.entry(end).or_default();
+            bucket.0 += 1;
+            bucket.1 = bucket.1.wrapping_add(event.value);
+        };
+        match &self.forgetful {
+            Some(all) => add(lock(all).entry(event.key).or_default()),
+            None => self
+                .state()?
+                .update_in(cx, &(), |slot| add(&mut slot.get_or_insert_default().open))?,
+        }
+        cx.register_event_time_timer(end)?;
+        Ok(())
+    }
+
+    fn on_timer(
+        &mut self,
+        time: Timestamp,
+        _domain: TimeDomain,
+        cx: &mut ProcessContext<'_, u64, Bucket>,
+    ) -> FunctionResult {
+        let key = *cx.key();
+        let forgotten = self
+            .forgetful
+            .as_ref()
+            .and_then(|all| lock(all).get_mut(&key)?.remove(&time));
+        let (count, sum, total) = self.state()?.update_in(cx, &(), |slot| {
+            let state = slot.get_or_insert_default();
+            let open = state.open.remove(&time);
+            let (count, sum) = forgotten.or(open).unwrap_or_default();
+            state.total += count;
+            (count, sum, state.total)
+        })?;
+        cx.emit(Bucket {
+            key,
+            count,
+            sum,
+            total,
+        });
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+struct Add;
+
+impl AggregateFunction for Add {
+    type In = Bucket;
+    type Accumulator = (u64, u64, u64);
+    type Out = (u64, u64, u64);
+
+    fn create_accumulator(&self) -> (u64, u64, u64) {
+        (0, 0, 0)
+    }
+
+    fn add(&self, accumulator: &mut (u64, u64, u64), bucket: Bucket) {
+        accumulator.0 += bucket.count;
+        accumulator.1 = accumulator.1.wrapping_add(bucket.sum);
+        accumulator.2 += bucket.total;
+    }
+
+    fn result(&self, accumulator: &(u64, u64, u64)) -> (u64, u64, u64) {
+        *accumulator
+    }
+}
+
+/// The registry that all nodes of a run carry. `is_forgetful` breaks the job on purpose: a part of its answer is not in its state.
+#[must_use]
+pub(super) fn registry(
+    workload: &Workload,
+    sink: &CommittedCollect<Output>,
+    fuse: &Fuse,
+    is_forgetful: bool,
+) -> JobRegistry {
+    let (workload, sink, fuse) = (workload.clone(), sink.clone(), fuse.clone());
+    let forgetful = is_forgetful.then(Arc::default);
+    JobRegistry::new().job(
+        NAME,
+        "the workload of the simulator",
+        &[],
+        move |env, arguments| {
+            build(
+                env,
+                arguments,
+                &workload,
+                &sink,
+                Buckets {
+                    fuse: fuse.clone(),
+                    forgetful: forgetful.clone(),
+                    state: None,
+                },
+            )
+        },
+    )
+}
+
+fn build(
+    env: &StreamEnvironment,
+    _arguments: &Arguments,
+    workload: &Workload,
+    sink: &CommittedCollect<Output>,
+    buckets: Buckets,
+) -> FunctionResult {
+    let for_source = workload.clone();
+    let source = GeneratorSource::new(Some(LANES), move |cx: GeneratorContext| {
+        let event = event(&for_source, cx.lane, cx.index);
+        let time = event.time;
+        (event, Some(time))
+    })
+    .events(workload.events)
+    .rate_per_lane(workload.rate);
+    let _sink = env
+        .from_source(source, WatermarkStrategy::monotonous(), "events")
+        .uid("events")
+        .parallelism(LANES)
+        .key_by(|event: &Event| event.key)
+        .process(buckets)
+        .name("buckets")
+        .uid("buckets")
+        .parallelism(workload.process_parallelism)
+        .key_by(|bucket: &Bucket| bucket.key)
+        .window(TumblingEventTimeWindows::of(Duration::from_millis(
+            WINDOW_MS as u64,
+        )))
+        .aggregate_with(
+            Add,
+            |key: &u64, window: TimeWindow, (count, sum, totals)| Output {
+                key: *key,
+                start: window.start,
+                count,
+                sum,
+                totals,
+            },
+        )
+        .name("windows")
+        .uid("windows")
+        .parallelism(workload.window_parallelism)
+        .sink_to(sink.clone())
+        .name("committed")
+        .uid("committed")
+        .parallelism(workload.window_parallelism);
+    Ok(())
+}
+
+/// What must be committed, by a plain loop, sorted.
+#[must_use]
+pub(super) fn expected(workload: &Workload) -> Vec<Output> {
+    let mut buckets: BTreeMap<(u64, Timestamp), (u64, u64)> = BTreeMap::new();
+    for sequence in 0..workload.events {
+        let event = event(
+            workload,
+            (sequence % u64::from(LANES)) as u32,
+            sequence / u64::from(LANES),
+        );
+        let bucket = buckets
+            .entry((event.key, event.time / BUCKET_MS))
+            .or_default();
+        bucket.0 += 1;
+        bucket.1 = bucket.1.wrapping_add(event.value);
+    }
+    let mut windows: BTreeMap<(u64, Timestamp), Output> = BTreeMap::new();
+    let mut totals: BTreeMap<u64, u64> = BTreeMap::new();
+    // Buckets of a key come in order of time.
+    for ((key, bucket), (count, sum)) in buckets {
+        let total = totals.entry(key).or_default();
+        *total += count;
+        let start = bucket * BUCKET_MS / WINDOW_MS * WINDOW_MS;
+        let window = windows.entry((key, start)).or_insert(Output {
+            key,
+            start,
+            count: 0,
+            sum: 0,
+            totals: 0,
+        });
+        window.count += count;
+        window.sum = window.sum.wrapping_add(sum);
+        window.totals += *total;
+    }
+    windows.into_values().collect()
+}

@@ -1,0 +1,279 @@
+//! A job leaves nothing behind: no thread, no file descriptor, no file. A node that is asked to end does so with exit code 0.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of a test fails by panicking, as the test does"
+)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use perennial_actors::model::JobState;
+use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::seed::Seed;
+
+const LONG: Duration = Duration::from_secs(30);
+
+/// Threads of a process, by name.
+fn threads(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut names: Vec<String> = tasks
+        // A thread may end between the listing and the look.
+        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+        .map(|name| name.trim().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Threads that run tasks: named by vertex, subtask and attempt, as in `count/0#1.1`.
+fn task_threads(pid: u32) -> Vec<String> {
+    let names = threads(pid).into_iter();
+    names
+        .filter(|name| name.contains('/') || name.contains('#'))
+        .collect()
+}
+
+/// What a process has open, besides what the kernel's own machinery (epoll and such) needs.
+fn open_files(pid: u32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut targets: Vec<String> = entries
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .filter(|target| !target.starts_with("anon_inode"))
+        .map(|target| {
+            if target.starts_with("socket:") {
+                "socket".to_owned()
+            } else {
+                target
+            }
+        })
+        .collect();
+    targets.sort();
+    targets
+}
+
+fn files_below(directory: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue;
+        };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                waiting.push(path);
+            } else {
+                found.insert(path.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found
+}
+
+/// All the nodes' threads and files are as they were.
+fn wait_until_clean(
+    cluster: &mut ProcessCluster,
+    pids: &[(String, u32)],
+    baseline: &[Vec<String>],
+    after: &str,
+) {
+    let what = format!("nothing left after {after}");
+    cluster.wait_until(&what, LONG, |_| {
+        for ((name, pid), before) in pids.iter().zip(baseline) {
+            let (tasks, files) = (task_threads(*pid), open_files(*pid));
+            if !tasks.is_empty() || files.len() > before.len() {
+                anyhow::bail!("{name}: threads {tasks:?}, open {files:?}, before {before:?}");
+            }
+        }
+        Ok(Some(()))
+    });
+}
+
+#[test]
+fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
+    let seed = Seed::announce(
+        "clean_ends",
+        "a_job_leaves_no_thread_socket_or_file_behind_however_it_ends",
+    );
+    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+        .task_managers(2)
+        .slots(2)
+        .set("execution.checkpointing.interval", "100ms")
+        .set("execution.checkpointing.data-inline-threshold", "0")
+        .set("restart-strategy.type", "none");
+    let mut cluster = ProcessCluster::start(plan).unwrap();
+    let names: Vec<String> = ["jobmanager-1".to_owned()]
+        .into_iter()
+        .chain(cluster.task_manager_names())
+        .collect();
+    let pids: Vec<(String, u32)> = names
+        .into_iter()
+        .map(|name| (name.clone(), cluster.node_mut(&name).unwrap().pid()))
+        .collect();
+    let baseline: Vec<Vec<String>> = pids.iter().map(|(_, pid)| open_files(*pid)).collect();
+
+    let output = cluster.path("output");
+    let text = output.to_string_lossy().into_owned();
+    let run = |cluster: &ProcessCluster, more: &[&str]| {
+        let keyed_count = [
+            "keyed-count",
+            "-p",
+            "4",
+            "--rate",
+            "1000",
+            "--output",
+            &text,
+        ];
+        cluster.submit(&[], &[&keyed_count, more].concat()).unwrap()
+    };
+
+    let job = run(&cluster, &["--events", "3000"]);
+    cluster.wait_until_running(&job, LONG);
+    let is_seen = pids.iter().any(|(_, pid)| !task_threads(*pid).is_empty());
+    assert!(
+        is_seen,
+        "no task thread was recognised while tasks ran: {:?}",
+        threads(pids[1].1)
+    );
+    cluster.wait_for_state(&job, JobState::Finished, LONG);
+    wait_until_clean(&mut cluster, &pids, &baseline, "a finished job");
+
+    let endless = run(&cluster, &[]);
+    cluster.wait_for_checkpoint(&endless, 0, LONG);
+    let _: serde_json::Value = cluster.ask(&["cancel", &endless]).unwrap();
+    wait_until_clean(&mut cluster, &pids, &baseline, "a cancelled job");
+
+    // A TaskManager's death fails the job, which has no restarts. The dead node's files are its successor's business.
+    let failing = run(&cluster, &[]);
+    cluster.wait_for_checkpoint(&failing, 0, LONG);
+    let victim = seed.take(&mut cluster.task_manager_names());
+    cluster.kill(&victim).unwrap();
+    cluster.wait_for_state(&failing, JobState::Failed, LONG);
+    let alive: Vec<(String, u32)> = pids
+        .iter()
+        .filter(|(name, _)| *name != victim)
+        .cloned()
+        .collect();
+    let before: Vec<Vec<String>> = pids
+        .iter()
+        .zip(&baseline)
+        .filter(|((name, _), _)| *name != victim)
+        .map(|(_, files)| files.clone())
+        .collect();
+    wait_until_clean(&mut cluster, &alive, &before, "a failed job");
+
+    // The store keeps no state of a finished or cancelled job, the output directory nothing hidden of a finished one.
+    // (What a cancelled job had prepared stays: a restore from a retained checkpoint would commit it.)
+    let store = cluster.storage().uri("checkpoints");
+    let store = Path::new(store.strip_prefix("file://").unwrap()).to_owned();
+    for job in [&job, &endless] {
+        cluster.wait_until("an empty store", LONG, |_| {
+            let state: Vec<String> = files_below(&store.join(job))
+                .into_iter()
+                .filter(|path| path.contains("/shared/"))
+                .collect();
+            anyhow::ensure!(state.is_empty(), "{state:?}");
+            Ok(Some(()))
+        });
+    }
+    let hidden: Vec<String> = files_below(&output)
+        .into_iter()
+        .filter(|path| path.contains("/.") && path.contains(&job))
+        .collect();
+    assert!(hidden.is_empty(), "uncommitted output is left: {hidden:?}");
+    for node in ["work", "tmp"] {
+        let left = files_below(&cluster.path(node));
+        assert!(left.is_empty(), "nodes left files: {left:?}");
+    }
+}
+
+#[test]
+fn sigterm_ends_every_role_with_exit_code_0() {
+    let _seed = Seed::announce("clean_ends", "sigterm_ends_every_role_with_exit_code_0");
+    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial")).task_managers(2);
+    let mut cluster = ProcessCluster::start(plan).unwrap();
+    let job = cluster
+        .submit(&[], &["keyed-count", "-p", "2", "--rate", "100"])
+        .unwrap();
+    cluster.wait_until_running(&job, LONG);
+    for name in ["taskmanager-1", "taskmanager-2", "jobmanager-1"] {
+        let code = cluster.terminate(name, Duration::from_secs(15)).unwrap();
+        assert_eq!(code, 0, "{name}");
+    }
+}
+
+#[test]
+fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
+    for more in [&[][..], &["--processes"]] {
+        let directory = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let address = format!("127.0.0.1:{port}");
+        let settings = [
+            "-D".to_owned(),
+            format!(
+                "execution.checkpointing.dir=file://{}",
+                directory.path().display()
+            ),
+            "-D".to_owned(),
+            format!("jobmanager.rpc.port={port}"),
+        ];
+        let mut start = Command::new(env!("CARGO_BIN_EXE_perennial"))
+            .args(&settings)
+            .args(["start", "--taskmanagers", "2"])
+            .args(more)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let perennial = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+            command
+                .args(&settings)
+                .args(["--jobmanager", &address, "--json"])
+                .args(arguments);
+            command.output().unwrap()
+        };
+        let came_up = wait(|| {
+            let nodes: Option<serde_json::Value> =
+                serde_json::from_slice(&perennial(&["list", "--taskmanagers"]).stdout).ok();
+            nodes.is_some_and(|nodes| nodes.as_array().is_some_and(|n| n.len() == 2))
+        });
+        let terminated = Command::new("kill")
+            .args(["-TERM", &start.id().to_string()])
+            .status()
+            .unwrap();
+        let ended = wait(|| start.try_wait().unwrap().is_some());
+        if !ended {
+            start.kill().unwrap();
+        }
+        let code = start.wait().unwrap().code();
+        assert!(
+            came_up && terminated.success(),
+            "the cluster did not come up: {more:?}"
+        );
+        assert_eq!((ended, code), (true, Some(0)), "{more:?}");
+        // Its child processes went with it.
+        assert!(
+            wait(|| perennial(&["list"]).status.code() == Some(3)),
+            "{more:?}"
+        );
+    }
+}
+
+fn wait(mut condition: impl FnMut() -> bool) -> bool {
+    // 30 seconds in all.
+    for _ in 0..300 {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    false
+}

@@ -1,0 +1,114 @@
+//! Two JobManagers on one store: one leads at a time, and it shows neither in the records nor in the output.
+//!
+//! Real processes; the leader is frozen with SIGSTOP, which no peer can tell from a cut network, and thawed after its successor leads.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a helper of a test fails by panicking, as the test does"
+)]
+
+use std::time::Duration;
+
+use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::scenario::Detection;
+use perennial_chaos::seed::Seed;
+use perennial_chaos::storage::StorageKind;
+
+/// The documented exit code of a JobManager that may not lead.
+const ANOTHER_LEADS: i32 = 5;
+
+fn plan(storage: StorageKind) -> ClusterPlan {
+    ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+        .storage(storage)
+        .set("high-availability.lease-duration", "2s")
+        .set("high-availability.renew-interval", "200ms")
+        .set("heartbeat.interval", "300ms")
+        .set("heartbeat.timeout", "1500ms")
+}
+
+#[test]
+fn a_frozen_leader_is_replaced_and_fenced_on_disk() {
+    let seed = Seed::announce("leaders", "a_frozen_leader_is_replaced_and_fenced_on_disk");
+    freeze_the_leader(StorageKind::Disk, "file", &seed);
+}
+
+#[test]
+fn a_frozen_leader_is_replaced_and_fenced_on_s3() {
+    let seed = Seed::announce("leaders", "a_frozen_leader_is_replaced_and_fenced_on_s3");
+    freeze_the_leader(StorageKind::S3, "s3", &seed);
+}
+
+fn freeze_the_leader(storage: StorageKind, high_availability: &str, seed: &Seed) {
+    let plan = plan(storage).set("high-availability.type", high_availability);
+    let mut cluster = ProcessCluster::start(plan).unwrap();
+    let job = Detection::submit(&cluster, seed, Duration::from_secs(9)).unwrap();
+    job.wait_for_progress(&mut cluster);
+
+    // The newcomer listens, but while the leader lives it does not lead: three more checkpoints of the old one complete.
+    let newcomer = cluster.start_job_manager().unwrap();
+    cluster.wait_until("the newcomer listens", Duration::from_secs(10), |cluster| {
+        Ok(cluster.log(&newcomer)?.contains("listens on").then_some(()))
+    });
+    for _ in 0..3 {
+        job.wait_for_progress(&mut cluster);
+    }
+    let leader = cluster.address().to_owned();
+    cluster.talk_to(&newcomer).unwrap();
+    assert!(
+        !cluster.cli(&["list"]).unwrap().status.success(),
+        "the newcomer answers as a leader while the old one lives"
+    );
+    assert_ne!(leader, cluster.address());
+
+    cluster.stop("jobmanager-1").unwrap();
+    cluster.wait_until("the newcomer leads", Duration::from_secs(15), |cluster| {
+        Ok(cluster
+            .jobs()?
+            .iter()
+            .any(|j| j.job.to_string() == job.job)
+            .then_some(()))
+    });
+    job.wait_for_progress(&mut cluster);
+
+    // What the old one had under way lands now, late: it must change nothing.
+    cluster.node_mut("jobmanager-1").unwrap().may_exit();
+    cluster.cont("jobmanager-1").unwrap();
+    let code = cluster
+        .wait_for_exit("jobmanager-1", Duration::from_secs(10))
+        .unwrap();
+    assert_eq!(code, ANOTHER_LEADS);
+    job.wait_for_progress(&mut cluster);
+
+    let recording = job.finish(&mut cluster).unwrap();
+    let epochs: Vec<u64> = recording.records.values().map(|r| r.epoch.0).collect();
+    assert_eq!(
+        (epochs.first(), epochs.last()),
+        (Some(&1), Some(&2)),
+        "{epochs:?}"
+    );
+    assert!(
+        recording.checked.len() >= 5,
+        "{:?}",
+        recording.checked.keys()
+    );
+}
+
+#[test]
+fn without_high_availability_a_second_job_manager_ends_and_the_first_goes_on() {
+    let seed = Seed::announce(
+        "leaders",
+        "without_high_availability_a_second_job_manager_ends_and_the_first_goes_on",
+    );
+    let mut cluster = ProcessCluster::start(plan(StorageKind::Disk)).unwrap();
+    let job = Detection::submit(&cluster, &seed, Duration::from_secs(3)).unwrap();
+    job.wait_for_progress(&mut cluster);
+    let second = cluster.start_job_manager().unwrap();
+    let code = cluster
+        .wait_for_exit(&second, Duration::from_secs(10))
+        .unwrap();
+    let log = cluster.log(&second).unwrap();
+    assert_eq!(code, ANOTHER_LEADS, "{log}");
+    assert!(log.contains(cluster.address()), "it names who leads: {log}");
+    let recording = job.finish(&mut cluster).unwrap();
+    assert!(recording.records.values().all(|r| r.epoch.0 == 1));
+}
