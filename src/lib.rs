@@ -16,3 +16,8 @@ pub mod operator;
 pub mod state;
 pub mod storage;
 pub mod task;
+
+/// The README, so that its example is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,33 @@
+# The commands of this repository. `make help` lists them.
+
+SHELL := /bin/bash
+# Found also when no shell file names it.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+.DEFAULT_GOAL := help
+.PHONY: help run check test bench setup setup-test
+
+help: ## lists the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 16
+
+run: setup ## builds a release and runs the example job on a local cluster
+	cargo run --locked --release -- run abnormal-detection --local
+
+check: setup-test ## formatting, lints and documentation, all warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+# The binary first: the process tests run it, and cargo builds it with the same features as a release has.
+test: check ## check, then every test, against a real S3 server that it starts and stops
+	cargo build --locked -p perennial --bins
+	scripts/s3-server run cargo test --locked --workspace --no-fail-fast
+
+bench: setup ## measures what the README shows, each figure beside a bare loop (about 10 minutes)
+	cargo build --locked --release -p perennial --bins
+	cargo run --locked --release -p perennial-chaos --example figures -- $${CARGO_TARGET_DIR:-target}/release/perennial
+
+setup:
+	@scripts/setup run
+
+setup-test:
+	@scripts/setup test
