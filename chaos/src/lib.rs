@@ -5,7 +5,9 @@
 
 pub mod checker;
 pub mod oracle;
+pub mod plan;
 pub mod process;
+pub mod report;
 pub mod scenario;
 pub mod seed;
 pub mod simulator;
