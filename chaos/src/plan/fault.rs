@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Row, Target, When, millis};
 
+/// From so many failures in a row on they are a restart storm.
+const STORM: u32 = 10;
+
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -313,11 +316,12 @@ impl Fault {
     #[must_use]
     pub fn row(&self, target: Target, when: &When) -> Row {
         match self {
-            Self::Kill { .. } => match target {
+            Self::Kill { down } => match target {
                 Target::AllTaskManagers => Row::P2,
                 Target::Leader | Target::Standby => Row::P3,
                 Target::AllNodes => Row::P4,
                 _ if *when == When::Recovering => Row::A8,
+                _ if *down == Duration::ZERO => Row::P9,
                 _ => Row::P1,
             },
             Self::Pause { down } => match target {
@@ -337,6 +341,7 @@ impl Fault {
             Self::SlowHandler { .. } => Row::A6,
             Self::NoHeartbeats { .. } => Row::N2,
             Self::ClockOffset { .. } => Row::T1,
+            Self::UserPanic { times } if (STORM..u32::MAX).contains(times) => Row::A9,
             Self::UserPanic { .. } => Row::A1,
             Self::UserError {
                 is_unrecoverable: true,
@@ -362,6 +367,7 @@ impl LinkFault {
             Self::Reset { .. } => Row::N1,
             Self::BlackHole { .. } => Row::N2,
             Self::HalfOpen { .. } => Row::N4,
+            Self::Bandwidth { .. } if matches!(target, Target::DataLink(..)) => Row::N9,
             Self::Latency { .. } | Self::Bandwidth { .. } => Row::N5,
             Self::Slice { .. } => Row::N6,
             Self::FlipBit => Row::N7,
