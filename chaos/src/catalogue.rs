@@ -80,6 +80,28 @@ pub fn entry(row: Row) -> &'static Entry {
     &ALL[row as usize]
 }
 
+/// What an invariant says.
+#[must_use]
+pub fn invariant(invariant: Invariant) -> &'static str {
+    match invariant {
+        S1 => "committed output equals the fold over the input",
+        S2 => "state of every completed checkpoint equals the fold up to its source positions",
+        S3 => "one record for each number, epochs in order, no commit without a record",
+        S4 => "nothing of an older epoch has effect",
+        S5 => "restarts and delays are those of the strategy",
+        S6 => "the cause that is reported names the fault",
+        S7 => "an aborted checkpoint changes nothing; the next one succeeds",
+        L1 => "all tasks run again in time, then a checkpoint completes",
+        L2 => "the failure is detected in time",
+        L3 => "finite input ends, cancelling ends, nothing hangs",
+        R1 => "used slots are those of live attempts",
+        R2 => "no process, thread, actor, descriptor or socket is left",
+        R3 => "no directory or temporary file is left",
+        R4 => "what nothing refers to is swept, what something refers to is kept",
+        R5 => "no queue above its bound, memory near the baseline",
+    }
+}
+
 /// Rows that a carrier strikes.
 pub fn carried_by(carrier: Carrier) -> impl Iterator<Item = Row> {
     ALL.iter()

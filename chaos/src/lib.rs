@@ -5,15 +5,18 @@
 
 pub mod catalogue;
 pub mod checker;
+pub mod html;
 pub mod job;
 pub mod oracle;
 pub mod plan;
 pub mod process;
 pub mod profile;
 pub mod report;
+pub mod results;
 pub mod scenario;
 pub mod seed;
 pub mod shrink;
 pub mod simulator;
 pub mod storage;
 pub mod story;
+pub mod summary;

@@ -6,9 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{Row, Target, When, millis};
 
-/// From so many failures in a row on they are a restart storm.
-const STORM: u32 = 10;
-
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,6 +87,9 @@ pub enum Fault {
         parallelism: u32,
     },
 }
+
+/// Failures of one record from which on it is a restart storm.
+const STORM_MIN: u32 = 6;
 
 /// What happens on a link.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -321,7 +321,7 @@ impl Fault {
                 Target::Leader | Target::Standby => Row::P3,
                 Target::AllNodes => Row::P4,
                 _ if *when == When::Recovering => Row::A8,
-                _ if *down == Duration::ZERO => Row::P9,
+                _ if down.is_zero() => Row::P9,
                 _ => Row::P1,
             },
             Self::Pause { down } => match target {
@@ -341,7 +341,7 @@ impl Fault {
             Self::SlowHandler { .. } => Row::A6,
             Self::NoHeartbeats { .. } => Row::N2,
             Self::ClockOffset { .. } => Row::T1,
-            Self::UserPanic { times } if (STORM..u32::MAX).contains(times) => Row::A9,
+            Self::UserPanic { times } if (STORM_MIN..u32::MAX).contains(times) => Row::A9,
             Self::UserPanic { .. } => Row::A1,
             Self::UserError {
                 is_unrecoverable: true,
