@@ -1,0 +1,295 @@
+//! What the command prints: lines for people, JSON for scripts.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the one place that prints"
+)]
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::catalogue::{self, Entry};
+use crate::html::number;
+use crate::plan::{Carrier, FaultPlan, Row};
+use crate::report::{Outcome, Progress, RunReport};
+use crate::story;
+use crate::summary::{Summary, Times};
+
+pub(super) fn line(text: &str) {
+    println!("{text}");
+}
+
+pub(super) fn note(text: &str) {
+    eprintln!("{text}");
+}
+
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn millis(millis: u64) -> String {
+    story::duration(Duration::from_millis(millis))
+}
+
+/// The plan in sentences, indented.
+pub(super) fn plan(plan: &FaultPlan) -> String {
+    let mut text = String::new();
+    for (index, line) in story::tell(plan).iter().enumerate() {
+        let indent = if index == 0 { "" } else { "  " };
+        // Writing into a string cannot fail.
+        _ = writeln!(text, "{indent}{line}");
+    }
+    text
+}
+
+/// What happens right now; `None`: nothing for people.
+pub(super) fn progress(plan: &FaultPlan, progress: &Progress) -> Option<String> {
+    match progress {
+        // The command has said it already, with its own name.
+        Progress::Started(_) => None,
+        Progress::Struck(strike) => {
+            let fault = plan.faults.get(strike.fault).map(story::sentence);
+            let fault = fault.unwrap_or_else(|| strike.row.to_string());
+            Some(format!(
+                "{:>8}  struck {}. {fault} ({})",
+                millis(strike.at_ms),
+                strike.fault + 1,
+                strike.victim
+            ))
+        }
+        Progress::Recovered(recovery) => {
+            let time = recovery.total_ms.unwrap_or(recovery.restore_ms);
+            let of = recovery.row.map_or("?", Row::as_str);
+            Some(format!(
+                "          recovered from {of} in {}: {}",
+                millis(time),
+                recovery.cause
+            ))
+        }
+        Progress::Phase(phase) => Some(format!("          {phase}")),
+    }
+}
+
+/// `P1 N2 O1`.
+pub(super) fn rows(rows: &[Row]) -> String {
+    let names: Vec<&str> = rows.iter().map(|row| row.as_str()).collect();
+    names.join(" ")
+}
+
+/// One line about a run.
+pub(super) fn run_line(report: &RunReport) -> String {
+    let outcome = match &report.outcome {
+        Outcome::Pass => "pass".to_owned(),
+        Outcome::Fail => {
+            let broken: Vec<&str> = report.violations.iter().map(|v| v.invariant.as_str()).collect();
+            format!("FAIL {}", broken.join(" "))
+        }
+        Outcome::Inconclusive(reason) => {
+            format!("inconclusive: {}", reason.lines().next().unwrap_or_default())
+        }
+    };
+    format!(
+        "{} seed {}: {outcome} in {}; {} of {} faults struck ({}), {} recoveries",
+        report.plan.profile,
+        report.plan.seed,
+        millis(report.elapsed_ms),
+        report.strikes.len(),
+        report.plan.faults.len(),
+        rows(&report.plan.rows()),
+        report.recoveries.len()
+    )
+}
+
+/// All about a run that has ended.
+pub(super) fn run(report: &RunReport) -> String {
+    let mut text = run_line(report);
+    let checks: u64 = report.checked.values().sum();
+    _ = write!(text, "\n{} checks:", number(checks));
+    for (invariant, count) in &report.checked {
+        _ = write!(text, " {invariant} {}", number(*count));
+    }
+    for violation in &report.violations {
+        _ = write!(
+            text,
+            "\n\n{} is broken: {}\n{}",
+            violation.invariant,
+            catalogue::invariant(violation.invariant),
+            violation.detail
+        );
+    }
+    if let Outcome::Inconclusive(reason) = &report.outcome {
+        _ = write!(text, "\n\nproves nothing: {reason}");
+    }
+    if let Some(kept) = &report.kept {
+        _ = write!(text, "\nlogs, store listing and status: {}", kept.display());
+    }
+    text
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header.iter().map(|h| h.to_uppercase()));
+    table
+}
+
+/// A campaign in a screenful.
+pub(super) fn summary(summary: &Summary, missed: &[Row]) -> String {
+    let mut text = format!(
+        "{} runs: {} passed, {} failed, {} inconclusive; {} faults, {} recoveries, {} checks\n",
+        number(summary.runs),
+        number(summary.passed),
+        number(summary.failed),
+        number(summary.inconclusive),
+        number(summary.strikes),
+        number(summary.recoveries),
+        number(summary.checks)
+    );
+    let mut lines = table(&["row", "fault", "struck", "recoveries", "p50", "p95", "max", "failed"]);
+    for index in 2..8 {
+        if let Some(column) = lines.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for row in summary.rows.iter().filter(|row| row.struck > 0) {
+        // Virtual time is no time: it is shown where there is nothing else.
+        let times = if row.process.samples.is_empty() {
+            &row.simulator
+        } else {
+            &row.process
+        };
+        lines.add_row(vec![
+            row.row.to_string(),
+            row.title.to_owned(),
+            number(row.struck),
+            number(row.process.recoveries + row.simulator.recoveries),
+            time(times.p50_ms),
+            time(times.p95_ms),
+            time(times.max_ms),
+            if row.failed > 0 { number(row.failed) } else { String::new() },
+        ]);
+    }
+    let in_all: Vec<u64> = all_times(summary);
+    if !in_all.is_empty() {
+        lines.add_row(vec![
+            String::new(),
+            "all".to_owned(),
+            number(summary.strikes),
+            number(summary.recoveries),
+            time(crate::summary::percentile(&in_all, 50)),
+            time(crate::summary::percentile(&in_all, 95)),
+            time(in_all.last().copied()),
+            String::new(),
+        ]);
+    }
+    _ = writeln!(text, "\n{}", lines.trim_fmt());
+    let checked: Vec<String> = summary
+        .invariants
+        .iter()
+        .filter(|line| line.checked > 0 || line.violated > 0)
+        .map(|line| match line.violated {
+            0 => format!("{} {}", line.invariant, number(line.checked)),
+            n => format!("{} {} ({n} BROKEN)", line.invariant, number(line.checked)),
+        })
+        .collect();
+    _ = writeln!(text, "\nchecked: {}", checked.join(", "));
+    for doubt in &summary.doubts {
+        let reason = doubt.reason.as_deref().unwrap_or_default();
+        _ = writeln!(
+            text,
+            "inconclusive: {} seed {}: {}",
+            doubt.plan.profile,
+            doubt.plan.seed,
+            reason.lines().next().unwrap_or_default()
+        );
+    }
+    for failure in &summary.failures {
+        let broken: Vec<&str> = failure.violations.iter().map(|v| v.invariant.as_str()).collect();
+        _ = writeln!(
+            text,
+            "FAILED: {} seed {}: {}",
+            failure.plan.profile,
+            failure.plan.seed,
+            broken.join(" ")
+        );
+    }
+    if !missed.is_empty() {
+        _ = writeln!(text, "NOT COVERED: {}", rows(missed));
+    }
+    text
+}
+
+/// Of process runs, or, when there are none, of simulated ones.
+fn all_times(summary: &Summary) -> Vec<u64> {
+    let of = |pick: fn(&crate::summary::RowSummary) -> &Times| {
+        let mut all: Vec<u64> = summary
+            .rows
+            .iter()
+            .flat_map(|row| pick(row).samples.iter().copied())
+            .collect();
+        all.sort_unstable();
+        all
+    };
+    let real = of(|row| &row.process);
+    if real.is_empty() { of(|row| &row.simulator) } else { real }
+}
+
+fn time(time: Option<u64>) -> String {
+    time.map_or_else(|| "-".to_owned(), millis)
+}
+
+/// The catalogue, a line each.
+pub(super) fn catalogue() -> String {
+    let mut lines = table(&["row", "fault", "expected", "struck by"]);
+    for entry in catalogue::ALL {
+        lines.add_row(vec![
+            entry.row.to_string(),
+            entry.title.to_owned(),
+            entry.expected.to_owned(),
+            shown_by(entry),
+        ]);
+    }
+    lines.trim_fmt()
+}
+
+fn shown_by(entry: &Entry) -> String {
+    let carriers: Vec<&str> = entry
+        .carriers
+        .iter()
+        .map(|carrier| match carrier {
+            Carrier::Simulator => "simulator",
+            Carrier::Process => "processes",
+        })
+        .collect();
+    match (carriers.as_slice(), entry.tests, entry.later) {
+        ([], [], Some(_)) => "later".to_owned(),
+        ([], tests, _) if !tests.is_empty() => "tests".to_owned(),
+        (carriers, _, _) => carriers.join(", "),
+    }
+}
+
+/// A row with all that is known of it.
+pub(super) fn entry(entry: &Entry) -> String {
+    let mut text = format!("{}  {}\n    expected: {}\n", entry.row, entry.title, entry.expected);
+    _ = writeln!(text, "    struck by: {}", shown_by(entry));
+    for invariant in catalogue::ALWAYS.iter().chain(entry.invariants) {
+        _ = writeln!(
+            text,
+            "    checked: {invariant} {}",
+            catalogue::invariant(*invariant)
+        );
+    }
+    for test in entry.tests {
+        _ = writeln!(text, "    tests: {test}");
+    }
+    if let Some(later) = entry.later {
+        _ = writeln!(text, "    later: {later}");
+    }
+    text
+}
