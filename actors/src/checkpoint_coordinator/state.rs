@@ -23,6 +23,7 @@ use crate::checkpoint::{
     StoreError, StoreFactory, StoreResult,
 };
 use crate::clock::Instant;
+use crate::fault::{FaultPlace, FaultSite, InjectedError, Sabotage};
 use crate::model::message::{CheckpointAck, CheckpointPlan};
 use crate::model::{
     CheckpointBarrier, CheckpointId, CheckpointState, CheckpointStatus, ExecutionAttemptId,
@@ -227,6 +228,11 @@ impl State {
         self.config.clock.now()
     }
 
+    fn hit(&self, site: FaultSite) -> Result<(), InjectedError> {
+        let place = FaultPlace::Job(self.config.graph.job);
+        self.config.faults.hit(site, place)
+    }
+
     pub(super) fn is_fenced(&self) -> bool {
         matches!(self.phase, Phase::Fenced(_))
     }
@@ -327,7 +333,8 @@ impl State {
             | CoordinatorMessage::Ack { .. }
             | CoordinatorMessage::Declined { .. }
             | CoordinatorMessage::AllAwaitingFinal
-            | CoordinatorMessage::Status(_) => {}
+            | CoordinatorMessage::Status(_)
+            | CoordinatorMessage::Fault(_) => {}
         }
     }
 
@@ -376,7 +383,8 @@ impl State {
                     });
                 }
             }
-            CoordinatorMessage::Status(_) => {} // Answered in every phase.
+            // Answered in every phase; carried out by the shell.
+            CoordinatorMessage::Status(_) | CoordinatorMessage::Fault(_) => {}
         }
     }
 

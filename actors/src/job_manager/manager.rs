@@ -14,6 +14,7 @@ use super::{
 };
 use crate::clock::Instant;
 use crate::failover::SubtaskId;
+use crate::fault::{ActorKind, FaultPlace, FaultSite, Sabotage};
 use crate::job_master::{
     GrantedSlot, JobMaster, JobMasterMessage, JobMasterOptions, JobMasterReport,
 };
@@ -33,7 +34,8 @@ pub(super) struct TaskManagerEntry {
     pub(super) location: TaskManagerLocation,
     build: BuildId,
     slots: u32,
-    peer: PeerHandle,
+    pub(super) peer: PeerHandle,
+    pub(super) is_chaos_enabled: bool,
     pub(super) last_heartbeat: Instant,
     /// Attempts of former leaders, or given up by us, that still run there. Bounded by the registration's frame.
     to_stop: BTreeSet<ExecutionAttemptId>,
@@ -154,6 +156,7 @@ impl Manager {
             JobManagerMessage::Peer(PeerEvent::Lost { instance, cause }) => {
                 self.lose(myself, instance, &cause).await;
             }
+            JobManagerMessage::Fault(fault) => fault.strike(ActorKind::JobManager).await,
             JobManagerMessage::Peer(PeerEvent::Request { request, reply }) => {
                 self.on_request(myself, request, reply);
             }
@@ -200,10 +203,6 @@ impl Manager {
                 }
             }
             JobManagerMessage::End(end) => self.finish(myself, end),
-            #[cfg(test)]
-            JobManagerMessage::BreakJobMaster(job) => {
-                self.tell(job, JobMasterMessage::Panic);
-            }
         }
     }
 
@@ -272,6 +271,7 @@ impl Manager {
             submitted_ms: entry.submitted_ms,
             used_waves: entry.used_waves,
             recovered,
+            faults: self.options.faults.clone(),
         };
         match JobMaster::spawn(options, myself.get_cell()).await {
             Ok(master) => entry.runner = Runner::Active(master),
@@ -383,8 +383,14 @@ impl Manager {
             slots,
             build,
             running,
+            is_chaos_enabled,
         } = registration;
         let instance = location.instance;
+        let site = FaultSite::OnRegister;
+        if let Err(error) = self.options.faults.hit(site, FaultPlace::Node) {
+            // It comes again.
+            return (peer.close)(error.to_string());
+        }
         let replaced: Vec<_> = self
             .task_managers
             .values()
@@ -442,6 +448,7 @@ impl Manager {
                 build,
                 slots,
                 peer: peer.clone(),
+                is_chaos_enabled,
                 last_heartbeat: self.options.clock.now(),
                 to_stop: stop,
             },
@@ -661,7 +668,9 @@ impl Manager {
                 status,
                 answers,
             } => {
-                self.pool.release(job);
+                if !self.options.faults.is_sabotaged(Sabotage::LeakSlot) {
+                    self.pool.release(job);
+                }
                 self.waiting.retain(|waiting| *waiting != job);
                 if let Some(entry) = self.jobs.get_mut(&job) {
                     let runner = std::mem::replace(

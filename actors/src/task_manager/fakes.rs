@@ -68,6 +68,7 @@ pub(super) fn settings(host: &str) -> ClusterSettings {
             max_retries: 0,
             part_size: 5 << 20,
         },
+        is_chaos_enabled: true,
     }
 }
 
@@ -570,6 +571,7 @@ pub(super) fn options(
         resource: ResourceId("tm".to_owned()),
         instance: InstanceId(instance),
         leader: Arc::new(Leader(Arc::clone(leader))),
+        faults: crate::fault::FaultPoints::default(),
         abandon_stuck_tasks: false,
     }
 }

@@ -16,6 +16,7 @@ use crate::checkpoint_coordinator::{
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
+use crate::fault::{FaultPoints, Injection};
 use crate::job_manager::{
     JobManager, JobManagerHandle, JobManagerOptions, assign_snapshot, store_coordinators,
 };
@@ -178,6 +179,7 @@ impl Coordinators {
             CoordinatorMessage::Status(reply) => {
                 let _ = reply.send(Vec::new());
             }
+            CoordinatorMessage::Fault(_) => log("fault".to_owned()),
         }
     }
 }
@@ -291,10 +293,12 @@ impl FakeTaskManager {
                 slots,
                 build: BuildId("build".to_owned()),
                 running,
+                is_chaos_enabled: true,
             },
             peer: PeerHandle {
                 send: Arc::new(move |message| this.receive(message)),
                 close: Arc::new(move |why| closing.state.lock().unwrap().closed = Some(why)),
+                fault: Arc::new(|_| {}),
             },
         });
     }
@@ -440,7 +444,8 @@ impl FakeTaskManager {
             }
             ToTaskManager::NotifyCheckpointAborted { .. }
             | ToTaskManager::ReleaseJob { .. }
-            | ToTaskManager::HeartbeatRequest { .. } => {}
+            | ToTaskManager::HeartbeatRequest { .. }
+            | ToTaskManager::InjectFault(_) => {}
         }
     }
 
@@ -545,6 +550,7 @@ impl Cluster {
             Arc::new(Leads(LeaderEpoch(epoch))),
             Clock::starting_at(Duration::from_secs(1_000_000)),
             Entropy::seeded(epoch),
+            FaultPoints::default(),
         );
         let assign = Arc::new(assign_snapshot);
         Self::lead_with(epoch, stores, Arc::default(), spawner, assign).await
@@ -566,6 +572,7 @@ impl Cluster {
             instance: InstanceId(u128::from(epoch)),
             coordinator,
             assign,
+            faults: FaultPoints::default(),
         })
         .await
         .unwrap();
@@ -595,6 +602,14 @@ impl Cluster {
 
     pub(crate) async fn request(&self, request: ClientRequest) -> Result<ClientResponse, RpcError> {
         self.handle.request(request).await
+    }
+
+    pub(crate) async fn inject(&self, injection: Injection) -> Result<String, RpcError> {
+        let request = ClientRequest::InjectFault(Box::new(injection));
+        match self.request(request).await? {
+            ClientResponse::Injected { victim } => Ok(victim),
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(crate) async fn status(&self, job: JobId) -> JobStatus {
@@ -697,6 +712,7 @@ fn settings() -> perennial_config::Settings {
                 max_retries: 0,
                 part_size: 0,
             },
+            is_chaos_enabled: true,
         },
         job: job_settings(),
     }
