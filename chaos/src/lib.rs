@@ -7,6 +7,7 @@ pub mod checker;
 pub mod oracle;
 pub mod plan;
 pub mod process;
+pub mod proxy;
 pub mod report;
 pub mod scenario;
 pub mod seed;
