@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # Found also when no shell file names it.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .DEFAULT_GOAL := help
-.PHONY: help run check test bench setup setup-test
+.PHONY: help run check test chaos bench setup setup-test
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -17,10 +17,19 @@ check: setup-test ## formatting, lints and documentation, all warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
 # The binary first: the process tests run it, and cargo builds it with the same features as a release has.
 test: check ## check, then every test, against a real S3 server that it starts and stops
 	cargo build --locked -p perennial --bins
 	scripts/s3-server run cargo test --locked --workspace --no-fail-fast
+
+# The binary alone again, with the features of a release. Results add up over calls; everything after ARGS= goes to the command.
+chaos: setup-test ## breaks a release cluster for MINUTES=10 and writes .perennial/chaos/report.html
+	cargo build --locked --release -p perennial --bins
+	mkdir -p $(TARGET)/alone && cp -f $(TARGET)/release/perennial $(TARGET)/alone/perennial-release
+	cargo build --locked --release -p perennial-chaos --bins
+	scripts/s3-server run $(TARGET)/release/perennial-chaos campaign --resume --minutes $(or $(MINUTES),10) --binary $(TARGET)/alone/perennial-release $(ARGS)
 
 bench: setup ## measures what the README shows, each figure beside a bare loop (about 10 minutes)
 	cargo build --locked --release -p perennial --bins

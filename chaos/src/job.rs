@@ -4,6 +4,7 @@
 //! Invariant: what a job must give is a pure function of its workload, told without any code of the engine.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::oracle::{AbnormalDetection, KeyedCount, StateOracle, committed_lines};
 use crate::plan::WorkloadPlan;
@@ -33,15 +34,15 @@ pub trait JobUnderTest: Send + Sync {
         None
     }
 
-    /// Settings of the job beside those of the plan, which win.
+    /// Settings that it needs, whatever is drawn.
     fn settings(&self) -> Vec<(String, String)> {
-        Vec::new()
+        vec![("parallelism.default".to_owned(), "2".to_owned())]
     }
 
-    /// Lanes of its source: with the rate per lane they tell how long an input lasts.
+    /// Source subtasks that read at the rate, each: they tell how long an input lasts.
     fn lanes(&self, workload: &WorkloadPlan) -> u64 {
         let _ = workload;
-        1
+        2
     }
 
     /// Slots that it needs: the highest parallelism of an operator.
@@ -97,6 +98,10 @@ impl JobUnderTest for AbnormalDetectionJob {
         Some(Box::new(Self::oracle(workload)))
     }
 
+    fn settings(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     fn lanes(&self, _workload: &WorkloadPlan) -> u64 {
         Self::USERS
     }
@@ -142,6 +147,10 @@ impl JobUnderTest for KeyedCountJob {
         Some(Box::new(Self::oracle(workload)))
     }
 
+    fn settings(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     fn lanes(&self, _workload: &WorkloadPlan) -> u64 {
         Self::LANES
     }
@@ -153,10 +162,50 @@ fn options(pairs: &[(&str, String)]) -> Vec<String> {
     pairs.iter().flat_map(pair).collect()
 }
 
-/// The jobs of the stock binary that runs can be aimed at.
-#[must_use]
-pub fn stock() -> Vec<Box<dyn JobUnderTest>> {
-    vec![Box::new(AbnormalDetectionJob), Box::new(KeyedCountJob)]
+/// The jobs that a chaos command knows, and the program that plays its nodes.
+pub struct Jobs {
+    jobs: Vec<Arc<dyn JobUnderTest>>,
+    binary: &'static str,
+}
+
+impl Jobs {
+    /// One of yours, in a program of this name, which is looked for beside the chaos command. Whoever calls can name another with `--binary`.
+    #[must_use]
+    pub fn of(binary: &'static str, job: impl JobUnderTest + 'static) -> Self {
+        let jobs: Vec<Arc<dyn JobUnderTest>> = vec![Box::new(job)];
+        Self { jobs, binary }
+    }
+
+    /// Those of the stock binary, `perennial`.
+    #[must_use]
+    pub fn stock() -> Self {
+        Self::of("perennial", AbnormalDetectionJob).and(KeyedCountJob)
+    }
+
+    /// Another one in the same program.
+    #[must_use]
+    pub fn and(mut self, job: impl JobUnderTest + 'static) -> Self {
+        self.jobs.push(Arc::new(job));
+        self
+    }
+
+    /// All.
+    #[must_use]
+    pub fn all(&self) -> Vec<&dyn JobUnderTest> {
+        self.jobs.iter().map(AsRef::as_ref).collect()
+    }
+
+    /// By name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Arc<dyn JobUnderTest>> {
+        self.jobs.iter().find(|job| job.name() == name).cloned()
+    }
+
+    /// Name of the program that plays the nodes.
+    #[must_use]
+    pub fn binary(&self) -> &'static str {
+        self.binary
+    }
 }
 
 #[cfg(test)]
@@ -175,7 +224,7 @@ mod tests {
             keys: 10,
             parallelism: Vec::new(),
         };
-        for job in stock() {
+        for job in Jobs::stock().all() {
             let known = registry.get(job.name()).unwrap();
             let arguments = job.arguments(&workload, Path::new("/output"));
             for name in arguments.iter().filter_map(|a| a.strip_prefix("--")) {

@@ -5,12 +5,14 @@
 
 pub mod catalogue;
 pub mod checker;
+pub mod command;
 pub mod html;
 pub mod job;
 pub mod oracle;
 pub mod plan;
 pub mod process;
 pub mod profile;
+pub mod proxy;
 pub mod report;
 pub mod results;
 pub mod scenario;

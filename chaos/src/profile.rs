@@ -167,8 +167,8 @@ pub struct Draw<'a> {
     /// Rows to aim at; empty: those of the profile.
     pub only: &'a [Row],
     /// Jobs to choose from; at least one.
-    pub jobs: &'a [Box<dyn JobUnderTest>],
-    /// Where checkpoints lie whenever the faults allow it; `None`: drawn.
+    pub jobs: &'a [&'a dyn JobUnderTest],
+    /// Where checkpoints lie; on disk, rows of the object store are left out unless they are named. `None`: drawn.
     pub store: Option<StoreShape>,
 }
 
@@ -199,13 +199,14 @@ impl Draw<'_> {
         }
         // Each part has dice of its own, so that a change of one leaves the others' draws alone.
         let dice = |part: u64| Dice::new(seed.wrapping_mul(1009).wrapping_add(part));
-        let job = &jobs[dice(1).between(0, last as u64) as usize];
+        let job = jobs[dice(1).between(0, last as u64) as usize];
         let needed = job.slots();
         let mut cluster = settings::cluster(&dice(2), needed);
         let faults = self.faults(seed, &dice(3), &mut cluster);
         settings::fit(&mut cluster, &faults, self.store);
-        let settings = settings::draw(&dice(4), &cluster, &faults);
-        let workload = workload(&dice(5), job.as_ref(), &faults);
+        let mut settings = settings::draw(&dice(4), &cluster, &faults);
+        settings.extend(job.settings());
+        let workload = workload(&dice(5), job, &faults);
         Ok(FaultPlan {
             seed,
             profile: self.profile.to_string(),
@@ -262,6 +263,12 @@ impl Draw<'_> {
                 for _ in 0..dice.between(2, 4) {
                     faults.extend(recipes::faults(dice.one_of(&rows), dice, cluster));
                 }
+            }
+        }
+        if self.only.is_empty() && self.store == Some(StoreShape::Disk) {
+            faults.retain(|fault| !matches!(fault.what, Fault::Store(_)));
+            if faults.is_empty() {
+                faults = recipes::faults(Row::P1, dice, cluster);
             }
         }
         faults.truncate(FAULTS_MAX);

@@ -5,6 +5,12 @@ use perennial_actors::entropy::Entropy;
 /// Overrides the seed of every test.
 pub const SEED_VARIABLE: &str = "PERENNIAL_TEST_SEED";
 
+/// A seed of its own for whoever names none; short ones are easier to copy.
+#[must_use]
+pub fn fresh() -> u64 {
+    Entropy::system().u64() >> 44
+}
+
 /// The dice of one test.
 #[derive(Debug, Clone)]
 pub struct Seed {

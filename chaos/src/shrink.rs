@@ -219,16 +219,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::job::stock;
+    use crate::job::Jobs;
     use crate::plan::{Fault, Row};
     use crate::profile::{Draw, Profile};
 
     fn storm(seed: u64) -> FaultPlan {
-        let jobs = stock();
+        let jobs = Jobs::stock();
         Draw {
             profile: Profile::Storm,
             only: &[],
-            jobs: &jobs,
+            jobs: &jobs.all(),
             store: None,
         }
         .plan(seed)

@@ -279,17 +279,17 @@ pub fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::job::stock;
+    use crate::job::Jobs;
     use crate::profile::{Draw, Profile};
     use crate::report::{RecoveryTime, Strike};
 
     /// A report as a carrier would write it: each fault struck, one recovery each.
     pub(crate) fn report(profile: Profile, seed: u64, outcome: Outcome) -> RunReport {
-        let jobs = stock();
+        let jobs = Jobs::stock();
         let plan = Draw {
             profile,
             only: &[],
-            jobs: &jobs,
+            jobs: &jobs.all(),
             store: None,
         }
         .plan(seed)

@@ -40,6 +40,7 @@ impl LocalCluster {
     ) -> Result<Self, NodeError> {
         let mut settings = settings.clone();
         settings.cluster.rpc_port = 0;
+        settings.cluster.rpc_bind_port = None;
         let id = format!("local-{:032x}", Entropy::system().u128());
         settings.cluster.ha_directory = format!("{}/{id}", settings.cluster.ha_directory);
         settings.cluster.cluster_id = id;

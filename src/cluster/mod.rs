@@ -3,6 +3,7 @@
 mod build_id;
 mod job_manager;
 mod local;
+mod ports;
 mod task_manager;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use perennial_actors::model::message::RpcError;
 pub use build_id::build_id;
 pub use job_manager::{JobManagerExit, JobManagerNode};
 pub use local::LocalCluster;
+use ports::Ports;
 pub use task_manager::{StuckTasks, TaskManagerNode, TaskManagerSurroundings};
 
 /// A node could not start.

@@ -349,7 +349,7 @@ pub(super) struct UserArgs {
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {
-    perennial_config::parse_duration(text)
+    perennial_config::value::parse_duration(text)
 }
 
 #[cfg(test)]
@@ -368,7 +368,15 @@ mod tests {
     #[test]
     fn rows_and_seeds_are_read() {
         let cli = Cli::try_parse_from([
-            "perennial-chaos", "campaign", "--runs", "5", "--minutes", "1.5", "--only", "P1,n2", "--resume",
+            "perennial-chaos",
+            "campaign",
+            "--runs",
+            "5",
+            "--minutes",
+            "1.5",
+            "--only",
+            "P1,n2",
+            "--resume",
         ])
         .unwrap();
         let Command::Campaign(campaign) = cli.command else {

@@ -57,8 +57,7 @@ pub(super) fn run(
                 scope.spawn(move || {
                     let seed = plan.seed;
                     // The other end lives until all threads are gone.
-                    let mut progress =
-                        |progress| _ = events.send(Event::Progress(seed, progress));
+                    let mut progress = |progress| _ = events.send(Event::Progress(seed, progress));
                     let report = run_safely(carrier, &plan, &mut progress);
                     _ = events.send(Event::Ended(Box::new(report)));
                 });
@@ -193,7 +192,10 @@ mod tests {
             }
         }
         let summary = Summary::of(&reports);
-        assert_eq!((summary.passed, summary.failed, summary.inconclusive), (14, 2, 4));
+        assert_eq!(
+            (summary.passed, summary.failed, summary.inconclusive),
+            (14, 2, 4)
+        );
         assert_eq!(verdict(&summary, &[]), Verdict::Broken);
     }
 

@@ -85,11 +85,18 @@ pub(super) fn run_line(report: &RunReport) -> String {
     let outcome = match &report.outcome {
         Outcome::Pass => "pass".to_owned(),
         Outcome::Fail => {
-            let broken: Vec<&str> = report.violations.iter().map(|v| v.invariant.as_str()).collect();
+            let broken: Vec<&str> = report
+                .violations
+                .iter()
+                .map(|v| v.invariant.as_str())
+                .collect();
             format!("FAIL {}", broken.join(" "))
         }
         Outcome::Inconclusive(reason) => {
-            format!("inconclusive: {}", reason.lines().next().unwrap_or_default())
+            format!(
+                "inconclusive: {}",
+                reason.lines().next().unwrap_or_default()
+            )
         }
     };
     format!(
@@ -151,7 +158,16 @@ pub(super) fn summary(summary: &Summary, missed: &[Row]) -> String {
         number(summary.recoveries),
         number(summary.checks)
     );
-    let mut lines = table(&["row", "fault", "struck", "recoveries", "p50", "p95", "max", "failed"]);
+    let mut lines = table(&[
+        "row",
+        "fault",
+        "struck",
+        "recoveries",
+        "p50",
+        "p95",
+        "max",
+        "failed",
+    ]);
     for index in 2..8 {
         if let Some(column) = lines.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -172,7 +188,11 @@ pub(super) fn summary(summary: &Summary, missed: &[Row]) -> String {
             time(times.p50_ms),
             time(times.p95_ms),
             time(times.max_ms),
-            if row.failed > 0 { number(row.failed) } else { String::new() },
+            if row.failed > 0 {
+                number(row.failed)
+            } else {
+                String::new()
+            },
         ]);
     }
     let in_all: Vec<u64> = all_times(summary);
@@ -210,7 +230,11 @@ pub(super) fn summary(summary: &Summary, missed: &[Row]) -> String {
         );
     }
     for failure in &summary.failures {
-        let broken: Vec<&str> = failure.violations.iter().map(|v| v.invariant.as_str()).collect();
+        let broken: Vec<&str> = failure
+            .violations
+            .iter()
+            .map(|v| v.invariant.as_str())
+            .collect();
         _ = writeln!(
             text,
             "FAILED: {} seed {}: {}",
@@ -237,7 +261,11 @@ fn all_times(summary: &Summary) -> Vec<u64> {
         all
     };
     let real = of(|row| &row.process);
-    if real.is_empty() { of(|row| &row.simulator) } else { real }
+    if real.is_empty() {
+        of(|row| &row.simulator)
+    } else {
+        real
+    }
 }
 
 fn time(time: Option<u64>) -> String {
@@ -276,7 +304,10 @@ fn shown_by(entry: &Entry) -> String {
 
 /// A row with all that is known of it.
 pub(super) fn entry(entry: &Entry) -> String {
-    let mut text = format!("{}  {}\n    expected: {}\n", entry.row, entry.title, entry.expected);
+    let mut text = format!(
+        "{}  {}\n    expected: {}\n",
+        entry.row, entry.title, entry.expected
+    );
     _ = writeln!(text, "    struck by: {}", shown_by(entry));
     for invariant in catalogue::ALWAYS.iter().chain(entry.invariants) {
         _ = writeln!(

@@ -2,15 +2,15 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::catalogue::carried_by;
-use crate::job::stock;
+use crate::job::Jobs;
 use crate::plan::Target;
 
 fn plan(profile: Profile, only: &[Row], seed: u64) -> FaultPlan {
-    let jobs = stock();
+    let jobs = Jobs::stock();
     Draw {
         profile,
         only,
-        jobs: &jobs,
+        jobs: &jobs.all(),
         store: None,
     }
     .plan(seed)
@@ -53,11 +53,12 @@ fn only_draws_the_row_that_is_asked_for() {
             assert!(plan.rows().contains(&row), "{row}, seed {seed}: {plan}");
         }
     }
-    let jobs = stock();
+    let jobs = Jobs::stock();
+    let all = jobs.all();
     let draw = Draw {
         profile: Profile::Mixed,
         only: &[Row::O6],
-        jobs: &jobs,
+        jobs: &all,
         store: None,
     };
     assert_eq!(draw.plan(1), Err(DrawError::NotCarried(Row::O6)));
@@ -127,6 +128,29 @@ fn drawn_settings_are_accepted() {
                     "{text}"
                 );
             }
+        }
+    }
+}
+
+/// For machines without an S3 server.
+#[test]
+fn on_disk_nothing_needs_an_object_store_unless_it_is_named() {
+    let jobs = Jobs::stock();
+    for profile in Profile::ALL {
+        for seed in 0..100 {
+            let draw = |only| {
+                let draw = Draw {
+                    profile: *profile,
+                    only,
+                    jobs: &jobs.all(),
+                    store: Some(StoreShape::Disk),
+                };
+                draw.plan(seed).unwrap()
+            };
+            let plan = draw(&[]);
+            assert_eq!(plan.cluster.store, StoreShape::Disk, "{plan}");
+            assert!(!plan.faults.is_empty());
+            assert_eq!(draw(&[Row::O1]).cluster.store, StoreShape::S3);
         }
     }
 }
