@@ -49,10 +49,15 @@ impl Axis {
     }
 
     fn ticks(&self) -> Vec<f64> {
+        // As many as have room for their labels.
+        let steps: &[f64] = match self.high / self.low {
+            ..=100.0 => &[1.0, 2.0, 5.0],
+            _ => &[1.0, 3.0],
+        };
         let mut ticks = Vec::new();
         let mut decade = self.low;
         while decade <= self.high {
-            ticks.extend([1.0, 2.0, 5.0].map(|n| n * decade));
+            ticks.extend(steps.iter().map(|n| n * decade));
             decade *= 10.0;
         }
         ticks.retain(|tick| *tick <= self.high * 1.001);
