@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use perennial_actors::model::message::RpcError;
 
+use super::connection::FOLLOW_TIMEOUT;
 use crate::api::JobError;
 
 /// A command failed.
@@ -24,6 +25,31 @@ pub(crate) enum CliError {
         address: String,
         /// Why.
         source: RpcError,
+    },
+    /// It answers, but does not take this command in.
+    #[error("the JobManager at {address} does not serve this command: {source}")]
+    TurnedAway {
+        /// Asked.
+        address: String,
+        /// Why.
+        source: RpcError,
+    },
+    /// It is another cluster's, or of another version.
+    #[error("{address} answers, but is not a JobManager for this client: {source}")]
+    NotAdmitted {
+        /// Asked.
+        address: String,
+        /// Why, and what to do.
+        source: RpcError,
+    },
+    /// Nobody has told about a followed job for too long.
+    #[error(
+        "no answer about the job for {seconds} s: {source}\nIt may go on all the same: `perennial status JOB` shows it once a JobManager leads.",
+        seconds = FOLLOW_TIMEOUT.as_secs()
+    )]
+    LostSight {
+        /// The last thing heard.
+        source: Box<CliError>,
     },
     /// A TaskManager found none in time.
     #[error("{0}")]
@@ -52,8 +78,11 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Job(_) | Self::BadJobId(_) => 2,
-            Self::Unreachable { .. } | Self::NoJobManager(_) => 3,
-            Self::Config(_) => 4,
+            Self::Unreachable { .. }
+            | Self::TurnedAway { .. }
+            | Self::LostSight { .. }
+            | Self::NoJobManager(_) => 3,
+            Self::Config(_) | Self::NotAdmitted { .. } => 4,
             Self::NotLeader(_) => 5,
             Self::StuckTask(_) => 6,
             Self::Rpc(_) | Self::JobFailed(_) | Self::Node(_) => 1,

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::args::{Cli, LogFormat, StartArgs};
 use super::config::{Role, load};
-use super::run::block_on;
+use super::connection::block_on;
 use super::{CliError, output};
 use crate::api::JobRegistry;
 use crate::cluster::{
