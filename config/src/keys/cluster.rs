@@ -320,6 +320,16 @@ pub(super) const KEYS: &[Key] = &[
         },
     ),
     node(
+        "s3.session-token",
+        Kind::Secret,
+        None,
+        "of temporary credentials, which are not renewed: they must outlive the process; else AWS_SESSION_TOKEN",
+        |d, v| {
+            d.cluster.s3.session_token = Some(Secret(not_empty(v)?));
+            Ok(())
+        },
+    ),
+    node(
         "s3.connection.timeout",
         Kind::Duration,
         Some("5s"),
