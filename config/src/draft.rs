@@ -285,10 +285,12 @@ impl Draft {
         remarks: &mut Vec<(&'static str, String)>,
     ) {
         let cluster = &mut self.cluster;
-        cluster.ha_directory = self
+        let storage = self
             .ha_directory
             .take()
             .unwrap_or_else(|| format!("{}/ha", self.job.checkpointing.directory));
+        // As in Flink: clusters with different ids share a storage directory.
+        cluster.ha_directory = format!("{storage}/{}", cluster.cluster_id);
         cluster.high_availability = match self.ha_type {
             HaType::None => HighAvailability::None,
             HaType::File | HaType::S3 => HighAvailability::Store,

@@ -189,7 +189,8 @@ pub struct ClusterSettings {
     pub cluster_id: String,
     /// `high-availability.type`.
     pub high_availability: HighAvailability,
-    /// `high-availability.storageDir`: URI of leadership, graphs and results; by default `<execution.checkpointing.dir>/ha`.
+    /// URI of leadership, graphs and results: `<high-availability.storageDir>/<high-availability.cluster-id>`, the former by default
+    /// `<execution.checkpointing.dir>/ha`.
     pub ha_directory: String,
     /// `high-availability.lease-duration`: a leader whose renewal counter stands still for longer may be replaced.
     pub lease_duration: Duration,

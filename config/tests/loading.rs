@@ -33,7 +33,7 @@ fn the_defaults_are_those_that_are_documented() {
         cluster: ClusterSettings {
             cluster_id: "default".into(),
             high_availability: HighAvailability::None,
-            ha_directory: "file:///tmp/perennial/checkpoints/ha".into(),
+            ha_directory: "file:///tmp/perennial/checkpoints/ha/default".into(),
             lease_duration: seconds(5),
             renew_interval: seconds(1),
             rpc_address: "localhost".into(),
@@ -623,7 +623,10 @@ fn each_profile_is_clean_and_has_its_numbers() {
         production.cluster.high_availability,
         HighAvailability::Store
     );
-    assert_eq!(production.cluster.ha_directory, "s3://prod-flink-ha/ha");
+    assert_eq!(
+        production.cluster.ha_directory,
+        "s3://prod-flink-ha/ha/default"
+    );
     assert!(matches!(
         production.job.restart.strategy,
         RestartStrategy::ExponentialDelay { initial_backoff, max_backoff, .. }

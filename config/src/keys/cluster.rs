@@ -55,7 +55,7 @@ pub(super) const KEYS: &[Key] = &[
         "high-availability.storageDir",
         Kind::Directory,
         None,
-        "leadership, graphs and results; unset: <execution.checkpointing.dir>/ha",
+        "leadership, graphs and results, under the cluster id; unset: <execution.checkpointing.dir>/ha",
         |d, v| {
             d.ha_directory = Some(parse_directory(v)?);
             Ok(())
