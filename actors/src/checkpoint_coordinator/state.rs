@@ -403,6 +403,7 @@ impl State {
     }
 
     fn adopt(&mut self, number: CheckpointId, survey: Survey) {
+        self.recall_history();
         self.phase = Phase::Leading;
         self.sequence = Sequence::after(number);
         self.deleted_below = survey.deleted_below;
@@ -417,7 +418,7 @@ impl State {
             is_all_readable &= manifest.is_some();
             if let Some(manifest) = &manifest {
                 let status = self.completed_status(manifest, external.as_deref(), damage.clone());
-                self.remember(status);
+                self.remember_found(status);
             }
             let completed = Completed {
                 manifest,

@@ -6,7 +6,7 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::manager::{JobEntry, Manager, Runner};
-use super::store::{JobRecord, Submission};
+use super::store::{JobRecord, Past, Submission};
 use super::{JOBS_MAX, JobManagerMessage};
 use crate::checkpoint::StoreError;
 use crate::job_master::{JobMasterMessage, JobRequest, Reply, StopMode};
@@ -104,7 +104,7 @@ impl Manager {
                     || self.history.iter().any(|status| status.summary.job == job);
                 if !is_here {
                     tracing::info!(%job, name = record.graph.name, "job submitted");
-                    self.run(myself, record, None).await;
+                    self.run(myself, record, Past::default(), None).await;
                 }
                 Ok(ClientResponse::Submitted(job))
             }

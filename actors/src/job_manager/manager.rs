@@ -73,13 +73,13 @@ impl Manager {
         let mut ended = Vec::new();
         for (job, stored) in std::mem::take(&mut self.stored) {
             match stored {
-                StoredJob::Open(record) => {
+                StoredJob::Open(record, past) => {
                     self.is_settled = false;
                     let cause = FailureKind::Actor {
                         actor: "JobManager".to_owned(),
                         message: format!("epoch {epoch} takes the job over from its predecessor"),
                     };
-                    self.run(myself, *record, Some(cause)).await;
+                    self.run(myself, *record, past, Some(cause)).await;
                 }
                 StoredJob::Ended(status) => ended.push(*status),
                 StoredJob::Unreadable(why) => {
@@ -142,6 +142,13 @@ impl Manager {
                     // The client may have gone.
                     let _ = reply.send(answer);
                 }
+            }
+            JobManagerMessage::HistoryStored { job, result } => {
+                if let Err(error) = result {
+                    // What happens next is written with the next change.
+                    tracing::warn!(%job, %error, "job history cannot be stored");
+                }
+                self.on_history_stored(myself, job);
             }
             JobManagerMessage::JobMasterBroke { job, cause } => {
                 self.on_job_master_broke(myself, job, cause).await;

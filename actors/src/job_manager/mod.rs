@@ -39,6 +39,9 @@ pub const JOB_MASTER_RESTARTS_MAX: usize = 3;
 /// See [`JOB_MASTER_RESTARTS_MAX`].
 pub const JOB_MASTER_RESTARTS_WINDOW: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// At least this long between two writes of one job's history: a restart storm costs the store no more.
+pub const HISTORY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What a JobManager needs.
 #[derive(Clone)]
 pub struct JobManagerOptions {
@@ -97,6 +100,11 @@ pub(crate) enum JobManagerMessage {
         job: JobId,
         status: Box<JobStatus>,
         answers: Vec<(Reply, Result<ClientResponse, RpcError>)>,
+        result: Result<(), StoreError>,
+    },
+    /// The pause after a write of a job's history is over.
+    HistoryStored {
+        job: JobId,
         result: Result<(), StoreError>,
     },
     /// Queued behind everything that the JobMaster had reported before it broke, for supervision events overtake messages.

@@ -10,16 +10,17 @@ use ractor::{ActorId, ActorRef, SupervisionEvent};
 use super::Manager;
 use crate::clock::Instant;
 use crate::failover::SubtaskId;
-use crate::job_manager::store::JobRecord;
+use crate::job_manager::store::{JobRecord, Past};
 use crate::job_manager::{
-    HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JOB_MASTER_RESTARTS_WINDOW, JobManagerEnd,
+    HISTORY_MAX, HISTORY_PAUSE, JOB_MASTER_RESTARTS_MAX, JOB_MASTER_RESTARTS_WINDOW, JobManagerEnd,
     JobManagerMessage,
 };
+use crate::job_master::history::JobHistory;
 use crate::job_master::{JobMaster, JobMasterMessage, JobMasterOptions, JobMasterReport};
 use crate::model::message::ToTaskManager;
 use crate::model::{
     Attempt, ExecutionAttemptId, FailureKind, InstanceId, JobGraph, JobId, JobState, JobStatus,
-    JobSummary, TaskFailure,
+    JobSummary, LeaderEpoch, TaskFailure,
 };
 use crate::supervision::{Exit, classify};
 
@@ -44,6 +45,21 @@ pub(in crate::job_manager) struct JobEntry {
     pub(super) former: BTreeMap<SubtaskId, (ExecutionAttemptId, InstanceId)>,
     pub(super) crashes: VecDeque<Instant>,
     pub(in crate::job_manager) wants_slots: Option<u32>,
+    /// The newest that was told, here or before.
+    history: Option<Box<JobHistory>>,
+    /// Those in the store that ours replaces.
+    outdated_histories: Vec<LeaderEpoch>,
+    storing: Storing,
+}
+
+/// Whether the history is being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Storing {
+    No,
+    /// One write, or the pause after it.
+    UnderWay,
+    /// The same, and there is news.
+    Outdated,
 }
 
 impl Manager {
@@ -52,6 +68,7 @@ impl Manager {
         &mut self,
         myself: &ActorRef<JobManagerMessage>,
         record: JobRecord,
+        past: Past,
         recovered: Option<FailureKind>,
     ) {
         let job = record.graph.job;
@@ -67,6 +84,9 @@ impl Manager {
             former: BTreeMap::new(),
             crashes: VecDeque::new(),
             wants_slots: None,
+            history: past.history,
+            outdated_histories: past.epochs,
+            storing: Storing::No,
         };
         self.jobs.insert(job, entry);
         self.spawn_master(myself, job, recovered).await;
@@ -96,6 +116,7 @@ impl Manager {
             submitted_ms: entry.submitted_ms,
             used_waves: entry.used_waves,
             recovered,
+            history: entry.history.clone(),
         };
         match JobMaster::spawn(options, myself.get_cell()).await {
             Ok(master) => entry.runner = Runner::Active(master),
@@ -237,6 +258,15 @@ impl Manager {
             JobMasterReport::DeclareLost { instance, cause } => {
                 self.declare_lost(myself, instance, &cause).await;
             }
+            JobMasterReport::History { job, history } => {
+                if let Some(entry) = self.jobs.get_mut(&job) {
+                    entry.history = Some(history);
+                    match entry.storing {
+                        Storing::No => self.store_history(myself, job),
+                        Storing::UnderWay | Storing::Outdated => entry.storing = Storing::Outdated,
+                    }
+                }
+            }
             JobMasterReport::Ended {
                 job,
                 status,
@@ -270,6 +300,34 @@ impl Manager {
                     myself,
                     JobManagerEnd::Fenced(format!("job {job}: {message}")),
                 );
+            }
+        }
+    }
+
+    /// Best effort, aside: nothing waits for it.
+    fn store_history(&mut self, myself: &ActorRef<JobManagerMessage>, job: JobId) {
+        let Some(entry) = self.jobs.get_mut(&job) else {
+            return;
+        };
+        let Some(history) = entry.history.clone() else {
+            return;
+        };
+        entry.storing = Storing::UnderWay;
+        let outdated = std::mem::take(&mut entry.outdated_histories);
+        let (store, myself, epoch) = (self.jobs_store.clone(), myself.clone(), self.options.epoch);
+        tokio::spawn(async move {
+            let result = store.remember(job, epoch, *history, &outdated).await;
+            tokio::time::sleep(HISTORY_PAUSE).await;
+            drop(myself.cast(JobManagerMessage::HistoryStored { job, result }));
+        });
+    }
+
+    pub(super) fn on_history_stored(&mut self, myself: &ActorRef<JobManagerMessage>, job: JobId) {
+        if let Some(entry) = self.jobs.get_mut(&job) {
+            let has_news = entry.storing == Storing::Outdated;
+            entry.storing = Storing::No;
+            if has_news {
+                self.store_history(myself, job);
             }
         }
     }
