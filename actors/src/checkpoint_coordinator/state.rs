@@ -20,7 +20,6 @@ use crate::checkpoint::io::{self, Claim, FoundCheckpoint, Hint, Ledger, Survey};
 use crate::checkpoint::{
     self, AckResult, Begin, CheckpointFailureReason as Reason, Choice, FailureCounter, Fate,
     Header, Load, OnFailure, PendingCheckpoint, RequestQueue, Retained, Rung, Sequence, Store,
-    StoreError, StoreFactory, StoreResult,
 };
 use crate::clock::Instant;
 use crate::model::message::{CheckpointAck, CheckpointPlan};

@@ -44,6 +44,45 @@ async fn a_graph_that_cannot_run_is_refused() {
     assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
 }
 
+/// Told to the client that submits, not found out by a job that restarts again and again.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_can_never_begin_is_refused_and_not_stored() {
+    let cluster = Cluster::start(&[3], running()).await;
+    let start_from = |path: &str| {
+        let mut graph = keyed();
+        graph.start_from = Some(StartFrom {
+            path: path.to_owned(),
+            allow_non_restored_state: false,
+        });
+        graph
+    };
+    let at = cluster.stores.at("memory://rubbish");
+    at.insert("_metadata", &b"rubbish"[..]);
+    let broken = cluster.stores.at("memory://silent");
+    broken.faults(|_, _| Some(crate::checkpoint::testing::Fault::Fail));
+    let mut hopeless = keyed();
+    hopeless.settings.checkpointing.savepoint_directory = Some("nowhere".to_owned());
+    for (graph, word) in [
+        (
+            start_from("memory://nothing/savepoint-1"),
+            "no snapshot at memory://nothing/savepoint-1",
+        ),
+        (start_from("memory://rubbish"), "cannot be read"),
+        (start_from("memory://silent"), "submit again"),
+        (hopeless, "nowhere"),
+    ] {
+        let answer = cluster
+            .request(ClientRequest::Submit(Box::new(graph)))
+            .await;
+        let Err(RpcError::Refused(why)) = answer else {
+            panic!("{word}: {answer:?}");
+        };
+        assert!(why.contains(word), "{word}: {why}");
+    }
+    let store = cluster.stores.at("memory://ha");
+    assert_eq!(store.list("jobs/").await.unwrap(), []);
+}
+
 /// The first leader shuts down; its tasks run on, are told to stop by the second one, and their successors may inherit their state.
 #[tokio::test(start_paused = true)]
 async fn the_next_leader_stops_what_runs_and_restores_it_in_place() {
