@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use perennial_actors::model::message::{ClientRequest, ClientResponse};
+use perennial_config::Settings;
 
 use super::args::{Cli, ListArgs, StopArgs};
 use super::config::{Role, load};
@@ -15,18 +16,18 @@ use super::{CliError, output};
 /// Loads the settings, connects, and does something with the connection.
 fn with_connection<T>(
     cli: &Cli,
-    work: impl AsyncFnOnce(&mut Connection) -> Result<T, CliError>,
+    work: impl AsyncFnOnce(&mut Connection, &Settings) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
     let loaded = load(cli, Role::Client)?;
     super::serve::init_log(cli, "warn");
     block_on(async {
         let mut connection = Connection::open(cli, &loaded.settings).await?;
-        work(&mut connection).await
+        work(&mut connection, &loaded.settings).await
     })
 }
 
 pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
+    with_connection(cli, async |connection: &mut Connection, _: &Settings| {
         if args.taskmanagers {
             match connection.ask(ClientRequest::ListTaskManagers).await? {
                 ClientResponse::TaskManagers(nodes) if cli.json => output::json(&nodes)?,
@@ -46,7 +47,7 @@ pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<ExitCode, CliError> {
 }
 
 pub(super) fn status(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
+    with_connection(cli, async |connection: &mut Connection, _: &Settings| {
         let job = connection.job(job).await?;
         let status = connection.status(job).await?;
         if cli.json {
@@ -59,7 +60,7 @@ pub(super) fn status(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
 }
 
 pub(super) fn checkpoints(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
+    with_connection(cli, async |connection: &mut Connection, _: &Settings| {
         let job = connection.job(job).await?;
         match connection.ask(ClientRequest::Checkpoints(job)).await? {
             ClientResponse::Checkpoints(list) if cli.json => output::json(&list)?,
@@ -71,7 +72,7 @@ pub(super) fn checkpoints(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
 }
 
 pub(super) fn cancel(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
+    with_connection(cli, async |connection: &mut Connection, _: &Settings| {
         let job = connection.job(job).await?;
         let spinner = spinner(cli, &format!("cancelling {job}"));
         let response = connection.ask(ClientRequest::Cancel(job)).await;
@@ -87,63 +88,80 @@ pub(super) fn cancel(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
     })
 }
 
+/// Nearest first: the command's argument, the command's own settings, and (`None`) what the job was submitted with.
+///
+/// Flink knows the first and the cluster's setting. Here a cluster has none, as directories belong to jobs; whoever gives a command a
+/// configuration means it.
+fn savepoint_directory(argument: Option<&str>, settings: &Settings) -> Option<String> {
+    let named = argument.filter(|directory| !directory.is_empty());
+    named
+        .map(str::to_owned)
+        .or_else(|| settings.job.checkpointing.savepoint_directory.clone())
+}
+
 pub(super) fn savepoint(
     cli: &Cli,
     job: &str,
     directory: Option<&str>,
 ) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(job).await?;
-        let spinner = spinner(cli, &format!("taking a savepoint of {job}"));
-        let request = ClientRequest::Savepoint {
-            job,
-            directory: directory.map(str::to_owned),
-        };
-        let response = connection.ask(request).await;
-        spinner.finish_and_clear();
-        match response? {
-            ClientResponse::Savepoint { path } if cli.json => {
-                output::json(&serde_json::json!({ "job": job.to_string(), "path": path }))?
+    with_connection(
+        cli,
+        async |connection: &mut Connection, settings: &Settings| {
+            let job = connection.job(job).await?;
+            let spinner = spinner(cli, &format!("taking a savepoint of {job}"));
+            let request = ClientRequest::Savepoint {
+                job,
+                directory: savepoint_directory(directory, settings),
+            };
+            let response = connection.ask(request).await;
+            spinner.finish_and_clear();
+            match response? {
+                ClientResponse::Savepoint { path } if cli.json => {
+                    output::json(&serde_json::json!({ "job": job.to_string(), "path": path }))?
+                }
+                ClientResponse::Savepoint { path } => {
+                    output::line(&path);
+                    output::note(&format!(
+                        "start from it with `perennial run JOB --from-savepoint {path}`"
+                    ));
+                }
+                other => return Err(unexpected(&other)),
             }
-            ClientResponse::Savepoint { path } => {
-                output::line(&path);
-                output::note(&format!(
-                    "start from it with `perennial run JOB --from-savepoint {path}`"
-                ));
-            }
-            other => return Err(unexpected(&other)),
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+            Ok(ExitCode::SUCCESS)
+        },
+    )
 }
 
 pub(super) fn stop(cli: &Cli, args: &StopArgs) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(&args.job).await?;
-        let spinner = spinner(cli, &format!("stopping {job} with a savepoint"));
-        let directory = args.savepoint.clone().filter(|d| !d.is_empty());
-        let response = connection
-            .ask(ClientRequest::Stop {
-                job,
-                directory,
-                drain: args.drain,
-            })
-            .await;
-        spinner.finish_and_clear();
-        match response? {
-            ClientResponse::Stopped { path } if cli.json => {
-                output::json(&serde_json::json!({ "job": job.to_string(), "path": path }))?
+    with_connection(
+        cli,
+        async |connection: &mut Connection, settings: &Settings| {
+            let job = connection.job(&args.job).await?;
+            let spinner = spinner(cli, &format!("stopping {job} with a savepoint"));
+            let directory = savepoint_directory(args.savepoint.as_deref(), settings);
+            let response = connection
+                .ask(ClientRequest::Stop {
+                    job,
+                    directory,
+                    drain: args.drain,
+                })
+                .await;
+            spinner.finish_and_clear();
+            match response? {
+                ClientResponse::Stopped { path } if cli.json => {
+                    output::json(&serde_json::json!({ "job": job.to_string(), "path": path }))?
+                }
+                ClientResponse::Stopped { path } => {
+                    output::line(&path);
+                    output::note(&format!(
+                        "job {job} has ended; go on with `perennial run JOB --from-savepoint {path}`"
+                    ));
+                }
+                other => return Err(unexpected(&other)),
             }
-            ClientResponse::Stopped { path } => {
-                output::line(&path);
-                output::note(&format!(
-                    "job {job} has ended; go on with `perennial run JOB --from-savepoint {path}`"
-                ));
-            }
-            other => return Err(unexpected(&other)),
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+            Ok(ExitCode::SUCCESS)
+        },
+    )
 }
 
 /// Moves while something takes long; silent without a terminal.
@@ -154,4 +172,28 @@ fn spinner(cli: &Cli, message: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(message.to_owned());
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_savepoint_goes_where_the_command_says_by_argument_or_setting() {
+        let configured = Settings::with(&[(
+            "execution.checkpointing.savepoint-dir",
+            "file:///configured",
+        )]);
+        let (configured, plain) = (configured.unwrap(), Settings::default());
+        for (argument, settings, expected) in [
+            (Some("file:///named"), &configured, Some("file:///named")),
+            (Some(""), &configured, Some("file:///configured")),
+            (None, &configured, Some("file:///configured")),
+            (Some("file:///named"), &plain, Some("file:///named")),
+            (Some(""), &plain, None),
+            (None, &plain, None),
+        ] {
+            assert_eq!(savepoint_directory(argument, settings).as_deref(), expected);
+        }
+    }
 }
