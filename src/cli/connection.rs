@@ -223,6 +223,7 @@ fn waits_for(error: &CliError) -> Option<String> {
         | CliError::Node(_)
         | CliError::NotLeader(_)
         | CliError::StuckTask(_)
+        | CliError::EndedAtOnce
         | CliError::BadJobId(_) => return None,
     };
     Some(format!("waiting for a JobManager that runs the job: {why}"))

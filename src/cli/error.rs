@@ -69,6 +69,9 @@ pub(crate) enum CliError {
     /// A task could not be stopped.
     #[error("{0}")]
     StuckTask(String),
+    /// Asked twice, the second time while the first was being carried out.
+    #[error("ended at once, without waiting for the job's tasks")]
+    EndedAtOnce,
     /// The text is no job id.
     #[error("{0}")]
     BadJobId(String),
@@ -85,7 +88,7 @@ impl CliError {
             Self::Config(_) | Self::NotAdmitted { .. } => 4,
             Self::NotLeader(_) => 5,
             Self::StuckTask(_) => 6,
-            Self::Rpc(_) | Self::JobFailed(_) | Self::Node(_) => 1,
+            Self::Rpc(_) | Self::JobFailed(_) | Self::Node(_) | Self::EndedAtOnce => 1,
         })
     }
 }

@@ -15,6 +15,7 @@ use perennial_config::{Loaded, Settings};
 use super::args::{Cli, RunArgs};
 use super::config::{Role, load};
 use super::connection::{Connection, Follower, POLL_INTERVAL, block_on, unexpected};
+use super::serve::Signals;
 use super::{CliError, output};
 use crate::api::{Arguments, JobError, JobRegistry, Submission};
 use crate::cluster::{LocalCluster, build_id};
@@ -49,6 +50,7 @@ pub(super) fn run(
         &args,
     )?;
     block_on(async {
+        let mut signals = Signals::listen()?;
         let cluster = match args.local {
             true => Some(
                 LocalCluster::start(
@@ -64,9 +66,15 @@ pub(super) fn run(
         let settings = cluster
             .as_ref()
             .map_or(&loaded.settings, LocalCluster::settings);
-        let result = submit(cli, settings, graph, &args).await;
-        if let Some(cluster) = cluster {
-            cluster.shutdown().await;
+        let result = submit(cli, settings, graph, &args, &mut signals).await;
+        if let Some(cluster) = cluster
+            && !matches!(result, Err(CliError::EndedAtOnce))
+        {
+            tokio::select! {
+                biased;
+                () = cluster.shutdown() => {}
+                () = signals.asked() => return Err(CliError::EndedAtOnce),
+            }
         }
         result
     })
@@ -131,6 +139,7 @@ async fn submit(
     settings: &Settings,
     graph: JobGraph,
     args: &RunArgs,
+    signals: &mut Signals,
 ) -> Result<ExitCode, CliError> {
     let mut follower = Follower::open(cli, settings).await?;
     let name = graph.name.clone();
@@ -155,15 +164,17 @@ async fn submit(
     let watched = tokio::select! {
         biased;
         result = watch(cli, &mut follower, job) => Some(result),
-        _ = tokio::signal::ctrl_c() => None,
+        () = signals.asked() => None,
     };
     let status = match watched {
         Some(result) => result?,
         None if args.local => {
-            output::note("interrupted: cancelling the job");
-            let mut connection = Connection::open(cli, settings).await?;
-            connection.ask(ClientRequest::Cancel(job)).await?;
-            connection.status(job).await?
+            output::note("cancelling the job (asked again: ending at once)");
+            tokio::select! {
+                biased;
+                status = cancel(cli, settings, job) => status?,
+                () = signals.asked() => return Err(CliError::EndedAtOnce),
+            }
         }
         None => {
             output::note(&format!(
@@ -176,6 +187,16 @@ async fn submit(
         output::json(&status)?;
     }
     finish(&status)
+}
+
+/// Returns when nothing of the job runs any more.
+async fn cancel(cli: &Cli, settings: &Settings, job: JobId) -> Result<JobStatus, CliError> {
+    let mut connection = Connection::open(cli, settings).await?;
+    match connection.ask(ClientRequest::Cancel(job)).await {
+        // It has just ended by itself: then that is its end.
+        Ok(_) | Err(CliError::Rpc(RpcError::Refused(_))) => connection.status(job).await,
+        Err(error) => Err(error),
+    }
 }
 
 fn finish(status: &JobStatus) -> Result<ExitCode, CliError> {

@@ -213,6 +213,12 @@ impl JobManager {
     }
 }
 
+/// Where the probe object of a cluster lies in its checkpoint directory: one name per cluster, so that probes do not pile up.
+#[must_use]
+pub fn probe_key(cluster_id: &str) -> String {
+    format!("probe-{cluster_id}")
+}
+
 /// A directory on disk is only good when every TaskManager sees the same; an object store is shared by nature.
 async fn write_probe(options: &JobManagerOptions) -> Result<Option<StoreProbe>, StoreError> {
     let directory = &options.settings.job.checkpointing.directory;
@@ -221,8 +227,7 @@ async fn write_probe(options: &JobManagerOptions) -> Result<Option<StoreProbe>, 
     }
     let probe = StoreProbe {
         directory: directory.clone(),
-        // One name per cluster, so that probes do not pile up.
-        key: format!("probe-{}", options.settings.cluster.cluster_id),
+        key: probe_key(&options.settings.cluster.cluster_id),
         content: options.instance.to_string().into_bytes(),
     };
     options
