@@ -267,6 +267,50 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
     }
 }
 
+/// Ctrl-C and `kill`: the job is cancelled, the cluster ends, and what is left in the store is the job's own records.
+#[test]
+fn a_signal_ends_a_local_run_with_its_job_and_leaves_nothing_behind() {
+    for signal in ["-INT", "-TERM"] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, output) = (directory.path().join("store"), directory.path().join("out"));
+        let log = directory.path().join("log");
+        let mut run = Command::new(env!("CARGO_BIN_EXE_perennial"))
+            .args([
+                "-D",
+                &format!("execution.checkpointing.dir=file://{}", store.display()),
+            ])
+            .args(["-D", "execution.checkpointing.interval=100ms"])
+            .args(["run", "keyed-count", "--local", "-p", "2", "--rate", "1000"])
+            .args(["--output", &output.to_string_lossy()])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let said = || std::fs::read_to_string(&log).unwrap();
+        let is_running = wait(|| said().contains("| checkpoint 3"));
+        let children = format!("/proc/{0}/task/{0}/children", run.id());
+        let children = std::fs::read_to_string(children).unwrap();
+        let asked = Command::new("kill")
+            .args([signal, &run.id().to_string()])
+            .status()
+            .unwrap();
+        let ended = wait(|| run.try_wait().unwrap().is_some());
+        if !ended {
+            run.kill().unwrap();
+        }
+        let code = run.wait().unwrap().code();
+        assert!(is_running && asked.success(), "{signal}: {}", said());
+        assert_eq!((ended, code), (true, Some(0)), "{signal}: {}", said());
+        assert!(said().contains("is CANCELED"), "{signal}: {}", said());
+        assert_eq!(children, "", "{signal}: it had processes of its own");
+        let left: Vec<String> = files_below(&store)
+            .into_iter()
+            .filter(|path| !path.ends_with("/_metadata") && !path.ends_with("/latest"))
+            .collect();
+        assert!(left.is_empty(), "{signal}: {left:#?}");
+    }
+}
+
 fn wait(mut condition: impl FnMut() -> bool) -> bool {
     // 30 seconds in all.
     for _ in 0..300 {

@@ -288,3 +288,52 @@ fn a_job_that_fails_ends_with_1_and_its_cause() {
         stderr(&output)
     );
 }
+
+/// Under a strategy that never gives up: what no attempt can change ends at once, and says what to do.
+#[test]
+fn what_cannot_work_is_told_at_once_and_not_tried_again_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let path = file.to_string_lossy().into_owned();
+    let missing = format!("file://{path}-missing");
+    let store = format!(
+        "execution.checkpointing.dir=file://{}/store",
+        directory.path().display()
+    );
+    for (arguments, expected, words) in [
+        (
+            &["--output", &path][..],
+            1,
+            &[&path[..], "another directory"][..],
+        ),
+        (
+            &["--from-savepoint", &missing],
+            1,
+            &[&missing, "no snapshot"],
+        ),
+        (
+            &["--from-savepoint", "hdfs://name/savepoint"],
+            2,
+            &["hdfs", "file://"],
+        ),
+    ] {
+        let begin = std::time::Instant::now();
+        let settings = [
+            "-D",
+            &store,
+            "-D",
+            "restart-strategy.type=exponential-delay",
+        ];
+        let run = ["run", "keyed-count", "--local", "--taskmanagers", "1"];
+        let output = perennial(&[&settings[..], &run, arguments].concat());
+        let said = stderr(&output);
+        assert_eq!(code(&output), expected, "{arguments:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{word} is missing: {said}");
+        }
+        // Nothing was tried twice.
+        assert!(!said.contains("attempt 1.2"), "{said}");
+        assert!(begin.elapsed().as_secs() < 30);
+    }
+}

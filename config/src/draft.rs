@@ -127,6 +127,7 @@ impl Draft {
                     is_path_style: false,
                     access_key: None,
                     secret_key: None,
+                    session_token: None,
                     connect_timeout: Duration::ZERO,
                     read_timeout: Duration::ZERO,
                     operation_timeout: Duration::ZERO,
@@ -284,10 +285,12 @@ impl Draft {
         remarks: &mut Vec<(&'static str, String)>,
     ) {
         let cluster = &mut self.cluster;
-        cluster.ha_directory = self
+        let storage = self
             .ha_directory
             .take()
             .unwrap_or_else(|| format!("{}/ha", self.job.checkpointing.directory));
+        // As in Flink: clusters with different ids share a storage directory.
+        cluster.ha_directory = format!("{storage}/{}", cluster.cluster_id);
         cluster.high_availability = match self.ha_type {
             HaType::None => HighAvailability::None,
             HaType::File | HaType::S3 => HighAvailability::Store,
@@ -336,6 +339,14 @@ impl Draft {
             complaints.push(Complaint {
                 keys: ["s3.access-key", "s3.secret-key"],
                 message: "s3.access-key and s3.secret-key go together: set both or none".into(),
+            });
+        }
+        if s3.session_token.is_some() && s3.access_key.is_none() {
+            complaints.push(Complaint {
+                keys: ["s3.session-token", "s3.access-key"],
+                message:
+                    "s3.session-token belongs to an s3.access-key and s3.secret-key: set them too"
+                        .into(),
             });
         }
         if s3.operation_timeout < s3.connect_timeout {

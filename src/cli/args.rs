@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use perennial_config::value::parse_directory;
 
 /// Perennial: a stream-processing runtime that comes back from every failure.
 #[derive(Debug, Parser)]
@@ -81,7 +82,8 @@ pub(crate) enum Command {
     Savepoint {
         /// Id of the job, its first digits, or its name
         job: String,
-        /// Directory (URI) to put it under [default: execution.checkpointing.savepoint-dir]
+        /// Directory (URI) to put it under [default: execution.checkpointing.savepoint-dir of this command, else of the job]
+        #[arg(value_parser = parse_directory)]
         directory: Option<String>,
     },
     /// Shows the checkpoints of a job
@@ -116,7 +118,7 @@ pub(crate) struct RunArgs {
     #[arg(long, short = 'p', value_name = "N")]
     pub(crate) parallelism: Option<u32>,
     /// Snapshot to begin from (URI of a savepoint or retained checkpoint)
-    #[arg(long, short = 's', value_name = "PATH")]
+    #[arg(long, short = 's', value_name = "PATH", value_parser = parse_directory)]
     pub(crate) from_savepoint: Option<String>,
     /// Drops state that no operator takes, instead of refusing
     #[arg(long, requires = "from_savepoint")]
@@ -143,12 +145,21 @@ pub(crate) struct ListArgs {
 pub(crate) struct StopArgs {
     /// Id of the job, its first digits, or its name
     pub(crate) job: String,
-    /// Takes a savepoint, under this directory (URI) if one is named
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "")]
+    /// Takes a savepoint (always done), under this directory (URI) [default: execution.checkpointing.savepoint-dir of this command, else
+    /// of the job]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "", value_parser = parse_optional_directory)]
     pub(crate) savepoint: Option<String>,
     /// Lets all windows and timers fire first; the savepoint is then not meant for continuing
     #[arg(long)]
     pub(crate) drain: bool,
+}
+
+/// `--savepoint` without a directory reads as an empty one.
+fn parse_optional_directory(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    parse_directory(text)
 }
 
 #[derive(Debug, Clone, Args)]

@@ -4,12 +4,12 @@ use std::io::IsTerminal;
 use std::process::{Command as Process, ExitCode, Stdio};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::args::{Cli, LogFormat, StartArgs};
 use super::config::{Role, load};
-use super::run::block_on;
+use super::connection::block_on;
 use super::{CliError, output};
 use crate::api::JobRegistry;
 use crate::cluster::{
@@ -51,22 +51,38 @@ fn failed(error: NodeError) -> CliError {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
-async fn asked_to_end() -> Result<(), CliError> {
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|e| CliError::Node(format!("cannot wait for signals: {e}")))?;
-    tokio::select! {
-        biased;
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+/// SIGTERM and SIGINT, which from the first look on no longer end the process by themselves.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| CliError::Node(format!("cannot wait for signals: {e}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    /// Resolves when the process is asked to end, also when that was before; each time once. Cancel safe.
+    pub(super) async fn asked(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
+        let mut signals = Signals::listen()?;
         let mut node = JobManagerNode::start(loaded.settings)
             .await
             .map_err(failed)?;
@@ -74,7 +90,7 @@ pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
         tokio::select! {
             biased;
             () = node.ended() => {}
-            asked = asked_to_end() => asked?,
+            () = signals.asked() => {}
         }
         let exit = node.shutdown().await;
         match exit.map_err(failed)? {
@@ -91,6 +107,7 @@ pub(super) fn task_manager(cli: &Cli, registry: &JobRegistry) -> Result<ExitCode
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
+        let mut signals = Signals::listen()?;
         let node =
             TaskManagerNode::start(&loaded.settings, registry.clone(), StuckTasks::EndProcess)
                 .await
@@ -99,10 +116,7 @@ pub(super) fn task_manager(cli: &Cli, registry: &JobRegistry) -> Result<ExitCode
         let end = tokio::select! {
             biased;
             end = node.ended() => end,
-            asked = asked_to_end() => {
-                asked?;
-                node.shutdown("asked by a signal").await
-            }
+            () = signals.asked() => node.shutdown("asked by a signal").await,
         };
         let message = end.to_string();
         match end {
@@ -126,6 +140,7 @@ pub(super) fn start(
         return start_processes(cli, args);
     }
     block_on(async {
+        let mut signals = Signals::listen()?;
         let cluster = LocalCluster::start_on(loaded.settings, args.taskmanagers, registry.clone())
             .await
             .map_err(failed)?;
@@ -136,7 +151,7 @@ pub(super) fn start(
             args.taskmanagers,
             cluster.address(),
         ));
-        asked_to_end().await?;
+        signals.asked().await;
         cluster.shutdown().await;
         Ok(ExitCode::SUCCESS)
     })
@@ -183,9 +198,10 @@ fn start_processes(cli: &Cli, args: &StartArgs) -> Result<ExitCode, CliError> {
         nodes.running.push((role, child));
     }
     block_on(async {
+        let mut signals = Signals::listen()?;
         tokio::select! {
             biased;
-            asked = asked_to_end() => asked,
+            () = signals.asked() => Ok(()),
             lost = nodes.lost() => Err(lost),
         }
     })?;

@@ -2,6 +2,7 @@
 
 mod build_id;
 mod job_manager;
+mod leader;
 mod local;
 mod task_manager;
 
@@ -12,6 +13,7 @@ use perennial_actors::model::message::RpcError;
 
 pub use build_id::build_id;
 pub use job_manager::{JobManagerExit, JobManagerNode};
+pub use leader::StoredLeader;
 pub use local::LocalCluster;
 pub use task_manager::{StuckTasks, TaskManagerNode, TaskManagerSurroundings};
 

@@ -115,7 +115,9 @@ impl<T: Record, E: Encoder<T>> Sink<T> for FileSink<T, E> {
             files: 0,
             since: None,
         };
-        writer.open_directory().map_err(fail)?;
+        writer
+            .open_directory()
+            .map_err(|error| fail(error.at_start()))?;
         Ok(Box::new(writer))
     }
 }

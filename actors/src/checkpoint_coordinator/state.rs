@@ -20,7 +20,6 @@ use crate::checkpoint::io::{self, Claim, FoundCheckpoint, Hint, Ledger, Survey};
 use crate::checkpoint::{
     self, AckResult, Begin, CheckpointFailureReason as Reason, Choice, FailureCounter, Fate,
     Header, Load, OnFailure, PendingCheckpoint, RequestQueue, Retained, Rung, Sequence, Store,
-    StoreError, StoreFactory, StoreResult,
 };
 use crate::clock::Instant;
 use crate::model::message::{CheckpointAck, CheckpointPlan};
@@ -403,6 +402,7 @@ impl State {
     }
 
     fn adopt(&mut self, number: CheckpointId, survey: Survey) {
+        self.recall_history();
         self.phase = Phase::Leading;
         self.sequence = Sequence::after(number);
         self.deleted_below = survey.deleted_below;
@@ -417,7 +417,7 @@ impl State {
             is_all_readable &= manifest.is_some();
             if let Some(manifest) = &manifest {
                 let status = self.completed_status(manifest, external.as_deref(), damage.clone());
-                self.remember(status);
+                self.remember_found(status);
             }
             let completed = Completed {
                 manifest,

@@ -57,6 +57,8 @@ struct World {
     stores: Arc<MemoryStores>,
     epoch: Arc<Epoch>,
     graph: JobGraph,
+    /// Of a former leader.
+    history: Vec<CheckpointStatus>,
 }
 
 struct Leader {
@@ -74,6 +76,7 @@ impl World {
             stores,
             epoch: Arc::default(),
             graph: graph(2, 8, false),
+            history: Vec::new(),
         }
     }
 
@@ -92,6 +95,7 @@ impl World {
             guard: Arc::clone(&self.epoch) as Arc<dyn EpochGuard>,
             clock: Clock::starting_at(Duration::from_secs(1_000_000)),
             entropy: Entropy::seeded(epoch),
+            history: self.history.clone(),
             events: Arc::new(move |event| {
                 let _ = sender.send(event);
             }),
@@ -1051,4 +1055,52 @@ impl Leader {
         assert!(told.is_sorted());
         told
     }
+}
+
+/// What the first leader told is shown by the second one; what was under way is called failed, what lies in the store complete.
+#[tokio::test(start_paused = true)]
+async fn the_checkpoints_of_a_former_leader_stay_in_the_history() {
+    let mut world = World::new();
+    let mut first = world.lead(1).await;
+    first.run();
+    let completed = first.checkpoint(&world).await;
+    first.trigger().await;
+    first.suspend();
+    let (aborted, reason) = first.aborted().await;
+    first.run();
+    let plans = first.trigger().await;
+    world.history = first.status().await;
+    // The last one completes after the telling.
+    first.ack(&world.stores, &plans);
+    let untold = first.completed().await;
+    first.run();
+    first.trigger().await;
+    first.handle.stop();
+
+    let second = world.lead(2).await;
+    second.restored().await;
+    let status = second.status().await;
+    let seen: Vec<_> = status.iter().map(|s| (s.checkpoint, s.state)).collect();
+    assert_eq!(
+        seen,
+        [
+            (completed, CheckpointState::Completed),
+            (aborted, CheckpointState::Failed),
+            (untold, CheckpointState::Completed),
+        ]
+    );
+    assert_eq!(status[0], world.history[0], "with all that only it knew");
+    assert!(status[1].failure.as_deref().unwrap().contains(&reason));
+
+    // The store has lost sight of one that was under way: it did not complete.
+    world.history = vec![CheckpointStatus {
+        state: CheckpointState::InProgress,
+        checkpoint: CheckpointId(1),
+        ..status[0].clone()
+    }];
+    let third = world.lead(3).await;
+    third.restored().await;
+    let status = third.status().await;
+    assert_eq!(status[0].state, CheckpointState::Failed);
+    assert!(status[0].failure.as_deref().unwrap().contains("JobManager"));
 }

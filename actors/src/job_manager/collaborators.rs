@@ -42,6 +42,7 @@ async fn start(
     let CoordinatorContext {
         graph,
         epoch,
+        history,
         events,
         supervisor,
     } = context;
@@ -59,6 +60,7 @@ async fn start(
         guard,
         clock,
         entropy,
+        history,
         events,
     };
     // The join handle is not needed: what the coordinator writes is settled by its successor, not by its end.

@@ -1,6 +1,8 @@
 //! The real JobManager with scripted TaskManagers: what outlives a process, a leader, a broken actor.
 
+use super::store::{JobStore, StoredJob};
 use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd, JobManagerMessage};
+use crate::checkpoint::Store;
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, ToTaskManager};
 use crate::model::*;
 use crate::testing::cluster::{Behaviour, Cluster, running, until};
@@ -40,6 +42,45 @@ async fn a_graph_that_cannot_run_is_refused() {
         .request(ClientRequest::Submit(Box::new(broken)))
         .await;
     assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+}
+
+/// Told to the client that submits, not found out by a job that restarts again and again.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_can_never_begin_is_refused_and_not_stored() {
+    let cluster = Cluster::start(&[3], running()).await;
+    let start_from = |path: &str| {
+        let mut graph = keyed();
+        graph.start_from = Some(StartFrom {
+            path: path.to_owned(),
+            allow_non_restored_state: false,
+        });
+        graph
+    };
+    let at = cluster.stores.at("memory://rubbish");
+    at.insert("_metadata", &b"rubbish"[..]);
+    let broken = cluster.stores.at("memory://silent");
+    broken.faults(|_, _| Some(crate::checkpoint::testing::Fault::Fail));
+    let mut hopeless = keyed();
+    hopeless.settings.checkpointing.savepoint_directory = Some("nowhere".to_owned());
+    for (graph, word) in [
+        (
+            start_from("memory://nothing/savepoint-1"),
+            "no snapshot at memory://nothing/savepoint-1",
+        ),
+        (start_from("memory://rubbish"), "cannot be read"),
+        (start_from("memory://silent"), "submit again"),
+        (hopeless, "nowhere"),
+    ] {
+        let answer = cluster
+            .request(ClientRequest::Submit(Box::new(graph)))
+            .await;
+        let Err(RpcError::Refused(why)) = answer else {
+            panic!("{word}: {answer:?}");
+        };
+        assert!(why.contains(word), "{word}: {why}");
+    }
+    let store = cluster.stores.at("memory://ha");
+    assert_eq!(store.list("jobs/").await.unwrap(), []);
 }
 
 /// The first leader shuts down; its tasks run on, are told to stop by the second one, and their successors may inherit their state.
@@ -118,7 +159,6 @@ async fn the_history_of_ended_jobs_is_bounded_also_in_the_store() {
         cluster.submit(&graph).await;
         cluster.until_state(graph.job, JobState::Finished).await;
     }
-    use crate::checkpoint::Store;
     let store = cluster.stores.at("memory://ha");
     until("only those", async || {
         (store.list("jobs/").await.unwrap().len() == 2 * HISTORY_MAX).then_some(())
@@ -144,7 +184,6 @@ async fn one_unreadable_job_does_not_keep_the_others_from_running() {
         handle.join().await,
         JobManagerEnd::LeadershipLost("test".to_owned())
     );
-    use crate::checkpoint::Store;
     let store = stores.at("memory://ha");
     let damaged = JobId(9);
     store
@@ -184,13 +223,10 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
                 .then_some(status)
         })
         .await;
-        assert!(
-            status.recoveries[0]
-                .cause
-                .to_string()
-                .contains("asked to by a test")
-        );
-        assert_eq!(status.recoveries[0].restored, (6, 0), "in place");
+        assert_eq!(status.recoveries.len(), n as usize);
+        let recovery = status.recoveries.last().unwrap();
+        assert!(recovery.cause.to_string().contains("asked to by a test"));
+        assert_eq!(recovery.restored, (6, 0), "in place");
     }
     panic();
     // A request that meets the panic is dropped, which its client is told; it asks again.
@@ -270,6 +306,127 @@ async fn a_process_that_takes_over_a_name_replaces_its_predecessor() {
     assert_eq!(new.running().len(), 2);
 }
 
+/// Two of three attempts are used up under the first leader: under the second, one failure is left, and all is still told.
+#[tokio::test(start_paused = true)]
+async fn the_next_leader_knows_the_history_and_what_the_strategy_has_used_up() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    first.coordinators.0.lock().unwrap().newest = 3;
+    let fail = |cluster: &Cluster| {
+        let (tm, attempt) = cluster.running()[0].clone();
+        tm.fail(attempt, crate::testing::cluster::io("sink"));
+    };
+    for n in 1..=2 {
+        fail(&first);
+        first.until_recovered(JOB, n).await;
+    }
+    let stored = JobStore::new(first.stores.at("memory://ha"));
+    let before = first.status(JOB).await;
+    until("the history is stored", async || {
+        let jobs = stored.recover().await.unwrap();
+        let Some(StoredJob::Open(_, past)) = jobs.into_values().next() else {
+            panic!("one open job");
+        };
+        (past.history?.recoveries == before.recoveries).then_some(())
+    })
+    .await;
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        task_managers,
+    } = first;
+    handle.join().await;
+
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    for tm in &task_managers {
+        let tm = tm.moved_to(second.handle.peer_events());
+        tm.register(1);
+        second.task_managers.push(tm);
+    }
+    let status = second.until_recovered(JOB, 3).await;
+    assert_eq!(status.recoveries[..2], before.recoveries);
+    assert_eq!(status.recoveries[2].number, 3);
+    assert_eq!(status.summary.restarts, 2, "taking over is no restart");
+    fail(&second);
+    let status = second.until_recovered(JOB, 4).await;
+    assert!(status.recoveries[3].decision.contains("attempt 3 of 3"));
+    until("one object of the new leader's", async || {
+        let keys = second.stores.at("memory://ha").list("jobs/").await.unwrap();
+        let histories: Vec<_> = keys.iter().filter(|o| o.key.contains("history")).collect();
+        (histories.len() == 1 && histories[0].key.ends_with("history/2")).then_some(())
+    })
+    .await;
+    fail(&second);
+    let status = second.until_state(JOB, JobState::Failed).await;
+    assert_eq!(status.summary.restarts, 3);
+    assert_eq!(status.recoveries.len(), 5);
+}
+
+/// Quiet for longer than the strategy remembers, and only then another leader.
+#[tokio::test(start_paused = true)]
+async fn what_the_strategy_has_forgotten_stays_forgotten() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    let (tm, attempt) = first.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    first.until_recovered(JOB, 1).await;
+    tokio::time::sleep(2 * crate::restart::FIXED_DELAY_RESET).await;
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        task_managers,
+    } = first;
+    handle.join().await;
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    for tm in &task_managers {
+        let tm = tm.moved_to(second.handle.peer_events());
+        tm.register(1);
+        second.task_managers.push(tm);
+    }
+    second.until_recovered(JOB, 2).await;
+    let (tm, attempt) = second.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    let status = second.until_recovered(JOB, 3).await;
+    let decision = &status.recoveries[2].decision;
+    assert!(decision.contains("attempt 1 of 3"), "{decision}");
+}
+
+/// Nothing waits for it: not a recovery while it cannot be written, and not the next leader while it cannot be read.
+#[tokio::test(start_paused = true)]
+async fn a_history_that_cannot_be_stored_or_read_costs_nothing_else() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    let store = first.stores.at("memory://ha");
+    let forever = std::time::Duration::from_secs(1_000_000);
+    store.faults(move |_, key| {
+        key.contains("history")
+            .then_some(crate::checkpoint::testing::Fault::Slow(forever))
+    });
+    let (tm, attempt) = first.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    first.until_recovered(JOB, 1).await;
+    store.insert(&format!("jobs/{JOB}/history/1"), &b"rubbish"[..]);
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        ..
+    } = first;
+    handle.join().await;
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    second.add(3, running());
+    let status = second.until_recovered(JOB, 1).await;
+    assert_eq!(status.recoveries.len(), 1, "only that of the second leader");
+}
+
 /// The real coordinator: checkpoints, a failure that restores the newest, a savepoint, another leader, a stop, and no second life.
 #[tokio::test(start_paused = true)]
 async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_stops_for_good() {
@@ -318,8 +475,9 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
         tm.register(1);
         second.task_managers.push(tm);
     }
-    let status = second.until_recovered(JOB, 1).await;
-    assert!(status.recoveries[0].checkpoint.unwrap() >= newest);
+    let status = second.until_recovered(JOB, 2).await;
+    assert_eq!(status.recoveries[0].checkpoint, Some(restored));
+    assert!(status.recoveries[1].checkpoint.unwrap() >= newest);
     let stop = ClientRequest::Stop {
         job: JOB,
         directory: None,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
+use super::history::Telling;
 use super::recovery::Recovery;
 use super::requests::StopRequest;
 use super::{
@@ -88,7 +89,7 @@ pub(super) struct Master {
     is_checkpointing: bool,
     pub(super) executions: ExecutionGraph,
     regions: Regions,
-    backoff: RestartBackoff,
+    pub(super) backoff: RestartBackoff,
     /// Number of the preparation; what belongs to an older one is ignored.
     wave: u64,
     pub(super) peers: BTreeMap<InstanceId, PeerHandle>,
@@ -97,7 +98,8 @@ pub(super) struct Master {
     former: BTreeMap<SubtaskId, InstanceId>,
     recovery: Option<Recovery>,
     pub(super) recoveries: VecDeque<RecoveryRecord>,
-    recovery_count: u32,
+    pub(super) recovery_count: u32,
+    pub(super) telling: Telling,
     damaged: Vec<(CheckpointId, String)>,
     /// Stepped over in this incident already: each is free of charge once.
     known_damaged: BTreeSet<CheckpointId>,
@@ -145,6 +147,7 @@ impl Master {
             recovery: None,
             recoveries: VecDeque::new(),
             recovery_count: 0,
+            telling: Telling::default(),
             damaged: Vec::new(),
             known_damaged: BTreeSet::new(),
             restarts: 0,
@@ -163,6 +166,9 @@ impl Master {
 
     pub(super) fn start(&mut self) {
         tracing::info!(job = %self.options.graph.job, epoch = %self.options.epoch, name = %self.options.graph.name, "job begins");
+        if let Some(history) = self.options.history.take() {
+            self.recall(*history);
+        }
         if let Some(kind) = self.options.recovered.clone() {
             let mut recovery = self.open_recovery(TaskFailure::of_job(kind));
             recovery.decided("taken up again by this JobManager, at once".to_owned());
@@ -223,6 +229,8 @@ impl Master {
                 }
             }
             JobMasterMessage::Request(request) => self.on_request(request),
+            JobMasterMessage::HistoryAsked(checkpoints) => self.on_history_asked(checkpoints),
+            JobMasterMessage::StrategyForgets => self.on_strategy_forgets(),
             JobMasterMessage::StopSavepoint(result) => self.on_stop_savepoint(result),
             JobMasterMessage::Terminated {
                 is_durable,
@@ -269,6 +277,9 @@ impl Master {
             recovery.restored(now);
         }
         self.known_damaged.clear();
+        if self.recovery.is_some() {
+            self.tell_history();
+        }
         self.phase = Phase::Running;
         let mut participants: BTreeMap<InstanceId, Vec<ExecutionAttemptId>> = BTreeMap::new();
         for (_, attempt, instance) in self.executions.live() {
@@ -388,6 +399,7 @@ impl Master {
                 tracing::warn!(%job, %checkpoint, reason, "checkpoint aborted");
                 self.send_to_all(&ToTaskManager::NotifyCheckpointAborted { job, checkpoint });
                 // A final checkpoint is taken again by the coordinator itself.
+                self.tell_history();
             }
             CoordinatorEvent::Failure(kind) => {
                 self.fail(TaskFailure::of_job(kind), &[], None);

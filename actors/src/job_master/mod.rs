@@ -5,6 +5,7 @@
 //! the coordinator. No handler waits: outcomes come back as messages.
 
 mod deploy;
+pub(crate) mod history;
 mod master;
 mod recovery;
 mod requests;
@@ -18,6 +19,7 @@ use futures::future::BoxFuture;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
+use self::history::JobHistory;
 use crate::checkpoint_coordinator::{
     CoordinatorEvent, CoordinatorEvents, CoordinatorMessage, RestoreChoice, RestoredSnapshot,
 };
@@ -51,6 +53,8 @@ pub struct CoordinatorContext {
     pub graph: Arc<JobGraph>,
     /// For its records.
     pub epoch: LeaderEpoch,
+    /// What a former leader's coordinator told people, newest last.
+    pub history: Vec<CheckpointStatus>,
     /// Receives its events.
     pub events: CoordinatorEvents,
     /// The JobMaster's actor, to be linked to.
@@ -161,6 +165,10 @@ pub(crate) enum JobMasterMessage {
         timer: Timer,
     },
     Request(JobRequest),
+    /// What the coordinator shows, for the history; `None`: there is no coordinator.
+    HistoryAsked(Option<Vec<CheckpointStatus>>),
+    /// The strategy may have forgotten its failures by now.
+    StrategyForgets,
     /// The savepoint of a `Stop` is complete, or will never be.
     StopSavepoint(Result<String, String>),
     /// The `Terminal` record is durable; `false`: the coordinator went without saying so.
@@ -202,6 +210,11 @@ pub(crate) enum JobMasterReport {
         instance: InstanceId,
         cause: FailureKind,
     },
+    /// What a successor shall know.
+    History {
+        job: JobId,
+        history: Box<JobHistory>,
+    },
     /// The job has ended for good.
     Ended {
         job: JobId,
@@ -232,6 +245,8 @@ pub(crate) struct JobMasterOptions {
     pub(crate) used_waves: Attempt,
     /// Why the job is taken up again; `None` for a new one.
     pub(crate) recovered: Option<FailureKind>,
+    /// What a predecessor told.
+    pub(crate) history: Option<Box<JobHistory>>,
 }
 
 /// The actor; see the module.

@@ -67,9 +67,10 @@ impl Master {
     ) {
         let (ask, answer) = oneshot::channel();
         self.tell_coordinator(CoordinatorMessage::Status(ask));
+        let former = self.former_checkpoints();
         tokio::spawn(async move {
-            // Without a coordinator there is no history yet.
-            let checkpoints = answer.await.unwrap_or_default();
+            // Without a coordinator there is only what a former one had.
+            let checkpoints = answer.await.unwrap_or(former);
             respond(reply, Ok(response(checkpoints)));
         });
     }

@@ -56,7 +56,7 @@ pub enum HandshakeError {
     },
     /// Another cluster, or an impostor.
     #[error(
-        "authentication failed: `security.cluster-secret` must be the same on all nodes of a cluster"
+        "authentication failed: `security.cluster-secret` must be the same on all nodes and clients of a cluster"
     )]
     Secret,
     /// Too slow.

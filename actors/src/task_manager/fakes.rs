@@ -62,6 +62,7 @@ pub(super) fn settings(host: &str) -> ClusterSettings {
             is_path_style: false,
             access_key: None,
             secret_key: None,
+            session_token: None,
             connect_timeout: second,
             read_timeout: second,
             operation_timeout: second,

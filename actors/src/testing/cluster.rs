@@ -691,6 +691,7 @@ fn settings() -> perennial_config::Settings {
                 is_path_style: true,
                 access_key: None,
                 secret_key: None,
+                session_token: None,
                 connect_timeout: second,
                 read_timeout: second,
                 operation_timeout: second,

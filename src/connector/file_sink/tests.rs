@@ -476,15 +476,18 @@ fn a_directory_that_cannot_be_written_fails_the_start() {
     let job = Job::new();
     let file = job.directory.path().join("file");
     fs::write(&file, "").unwrap();
-    for directory in [
-        file.clone(),
-        file.join("below"),
-        PathBuf::from("/proc/nothing"),
+    // No attempt can write below a file; what else a file system says may pass.
+    for (directory, is_hopeless) in [
+        (file.clone(), true),
+        (file.join("below"), true),
+        (PathBuf::from("/proc/nothing"), false),
     ] {
         let sink = FileSink::<String, _>::lines(&directory);
         let error = sink.writer(&context(0, 1, 1, 1)).err().unwrap();
-        assert!(
-            matches!(cause(&error), FileSinkError::Io { .. }),
+        assert_eq!(error.is_unrecoverable(), is_hopeless, "{error:?}");
+        assert_eq!(
+            matches!(cause(&error), FileSinkError::Unusable { .. }),
+            is_hopeless,
             "{error:?}"
         );
         assert!(

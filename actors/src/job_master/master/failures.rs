@@ -100,12 +100,17 @@ impl Master {
             job = %self.options.graph.job, epoch = %self.options.epoch, %failure, ?incident,
             decision = words, "failure"
         );
+        let cause = failure.clone();
         let recovery = self.join_incident(failure, incident);
         recovery.decided(words.clone());
+        self.tell_history();
         match decision {
             Some(Verdict::Restart { delay }) => self.restart(failed, now, delay),
             Some(Verdict::Refused) | None => {
-                let cause = recovery.cause().clone();
+                let cause = self
+                    .recovery
+                    .as_ref()
+                    .map_or(cause, |recovery| recovery.cause().clone());
                 // Flink's words for it (semantics.md R2); the cause stays typed.
                 self.notice(format!("recovery is suppressed by {words}"));
                 self.fail_job(cause);

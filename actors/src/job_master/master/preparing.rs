@@ -100,6 +100,7 @@ impl Master {
         let started = (self.options.coordinator)(CoordinatorContext {
             graph: Arc::clone(&self.options.graph),
             epoch: self.options.epoch,
+            history: self.former_checkpoints(),
             events,
             supervisor: self.myself.get_cell(),
         });

@@ -101,6 +101,7 @@ impl Master {
             _ => return,
         };
         tracing::info!(job = %graph.job, recovery = record.number, total_ms = record.phases.total_ms, "first record after recovery");
+        self.tell_history();
     }
 
     fn on_task_ended(
