@@ -181,8 +181,6 @@ struct Script {
 pub(super) enum Manners {
     EndWhenCancelled,
     IgnoreCancel,
-    /// Panics in the guardian's thread when told of an aborted checkpoint.
-    BreakGuardian,
 }
 
 pub(super) struct FakeRunner {
@@ -286,9 +284,6 @@ impl RunningTask for FakeTask {
         let manners = *self.0.manners.lock().unwrap();
         if matches!(control, TaskControl::Trigger(_)) {
             self.0.log.lock().unwrap().push("trigger".to_owned());
-        }
-        if matches!(control, TaskControl::NotifyAborted(_)) && manners == Manners::BreakGuardian {
-            panic!("the guardian broke");
         }
         let is_ending = control == TaskControl::Cancel && manners == Manners::EndWhenCancelled;
         let end = {

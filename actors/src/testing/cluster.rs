@@ -513,6 +513,15 @@ impl Cluster {
     }
 
     pub(crate) async fn lead(epoch: u64, stores: Stores, coordinators: Arc<Coordinators>) -> Self {
+        Self::lead_by(settings(), epoch, stores, coordinators).await
+    }
+
+    pub(crate) async fn lead_by(
+        settings: perennial_config::Settings,
+        epoch: u64,
+        stores: Stores,
+        coordinators: Arc<Coordinators>,
+    ) -> Self {
         let spawner = {
             let coordinators = Arc::clone(&coordinators);
             move |context: CoordinatorContext| -> BoxFuture<'static, _> {
@@ -534,6 +543,7 @@ impl Cluster {
             }
         };
         Self::lead_with(
+            settings,
             epoch,
             stores,
             coordinators,
@@ -553,10 +563,11 @@ impl Cluster {
             FaultPoints::default(),
         );
         let assign = Arc::new(assign_snapshot);
-        Self::lead_with(epoch, stores, Arc::default(), spawner, assign).await
+        Self::lead_with(settings(), epoch, stores, Arc::default(), spawner, assign).await
     }
 
     async fn lead_with(
+        settings: perennial_config::Settings,
         epoch: u64,
         stores: Stores,
         coordinators: Arc<Coordinators>,
@@ -564,7 +575,7 @@ impl Cluster {
         assign: Assign,
     ) -> Self {
         let handle = JobManager::start(JobManagerOptions {
-            settings: settings(),
+            settings,
             stores: Arc::clone(&stores) as Arc<dyn StoreFactory>,
             clock: Clock::starting_at(Duration::from_secs(1_000_000)),
             entropy: Entropy::seeded(epoch),
@@ -669,7 +680,7 @@ pub(crate) fn io(message: &str) -> FailureKind {
     }
 }
 
-fn settings() -> perennial_config::Settings {
+pub(crate) fn settings() -> perennial_config::Settings {
     use perennial_config::{
         ClusterSettings, HeartbeatSettings, HighAvailability, S3Settings, Secret, Settings,
     };
