@@ -17,10 +17,13 @@ check: setup-test ## formatting, lints and documentation, all warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
-# The binary first: the process tests run it, and cargo builds it with the same features as a release has.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# The binary first, and a copy of it: built alone it has the features of a release, while the tests' build has fault points in it.
 test: check ## check, then every test, against a real S3 server that it starts and stops
 	cargo build --locked -p perennial --bins
-	scripts/s3-server run cargo test --locked --workspace --no-fail-fast
+	mkdir -p $(TARGET)/alone && cp -f $(TARGET)/debug/perennial $(TARGET)/alone/perennial
+	PERENNIAL_BINARY=$$(realpath $(TARGET)/alone/perennial) scripts/s3-server run cargo test --locked --workspace --no-fail-fast
 
 bench: setup ## measures what the README shows, each figure beside a bare loop (about 10 minutes)
 	cargo build --locked --release -p perennial --bins

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use perennial_actors::model::JobState;
-use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::seed::Seed;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
         "clean_ends",
         "a_job_leaves_no_thread_socket_or_file_behind_however_it_ends",
     );
-    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+    let plan = ClusterPlan::new(binary())
         .task_managers(2)
         .slots(2)
         .set("execution.checkpointing.interval", "100ms")
@@ -193,7 +193,7 @@ fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
 #[test]
 fn sigterm_ends_every_role_with_exit_code_0() {
     let _seed = Seed::announce("clean_ends", "sigterm_ends_every_role_with_exit_code_0");
-    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial")).task_managers(2);
+    let plan = ClusterPlan::new(binary()).task_managers(2);
     let mut cluster = ProcessCluster::start(plan).unwrap();
     let job = cluster
         .submit(&[], &["keyed-count", "-p", "2", "--rate", "100"])
@@ -224,7 +224,7 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
             "-D".to_owned(),
             format!("jobmanager.rpc.port={port}"),
         ];
-        let mut start = Command::new(env!("CARGO_BIN_EXE_perennial"))
+        let mut start = Command::new(binary())
             .args(&settings)
             .args(["start", "--taskmanagers", "2"])
             .args(more)
@@ -233,7 +233,7 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
             .spawn()
             .unwrap();
         let perennial = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+            let mut command = Command::new(binary());
             command
                 .args(&settings)
                 .args(["--jobmanager", &address, "--json"])

@@ -9,13 +9,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use perennial_chaos::oracle::{committed_lines, compare, word_count};
+use perennial_chaos::process::binary;
 use serde_json::Value;
 
 fn perennial(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_perennial"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(binary()).args(arguments).output().unwrap()
 }
 
 fn code(output: &Output) -> i32 {

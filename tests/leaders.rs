@@ -10,7 +10,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::scenario::Detection;
 use perennial_chaos::seed::Seed;
 use perennial_chaos::storage::StorageKind;
@@ -19,7 +19,7 @@ use perennial_chaos::storage::StorageKind;
 const ANOTHER_LEADS: i32 = 5;
 
 fn plan(storage: StorageKind) -> ClusterPlan {
-    ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+    ClusterPlan::new(binary())
         .storage(storage)
         .set("high-availability.lease-duration", "2s")
         .set("high-availability.renew-interval", "200ms")

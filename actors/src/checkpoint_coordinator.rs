@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use crate::fault::ActorFault;
 use crate::model::message::{CheckpointAck, CheckpointPlan};
 use crate::model::{
     CheckpointId, CheckpointStatus, ExecutionAttemptId, FailureKind, InstanceId, JobState,
@@ -81,6 +82,8 @@ pub enum CoordinatorMessage {
     },
     /// The history, newest last.
     Status(oneshot::Sender<Vec<CheckpointStatus>>),
+    /// Injected.
+    Fault(ActorFault),
 }
 
 /// What to restore.

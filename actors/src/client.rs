@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::entropy::Entropy;
+use crate::fault::Injection;
 use crate::model::message::{ClientRequest, ClientResponse, Hello, RpcError, Welcome};
 use crate::peer::{PeerEvent, PeerEvents};
 use crate::rpc::{Channel, FrameError, MessageWriter, Transport, dial};
@@ -137,6 +138,22 @@ impl Client {
                     return Err(self.timeout(waited.unwrap_or(CLIENT_SILENCE_MAX)));
                 }
             }
+        }
+    }
+
+    /// Breaks something of the cluster, where `chaos.enabled` is true; returns who is struck, in words. The order is on its way then,
+    /// and may be lost with its victim.
+    pub async fn inject(
+        &mut self,
+        injection: Injection,
+        deadline: Duration,
+    ) -> Result<String, RpcError> {
+        let request = ClientRequest::InjectFault(Box::new(injection));
+        match self.request(request, Some(deadline)).await? {
+            ClientResponse::Injected { victim } => Ok(victim),
+            other => Err(RpcError::Refused(format!(
+                "the JobManager answered something else: {other:?}"
+            ))),
         }
     }
 

@@ -14,6 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::time::Instant;
 
 use crate::entropy::Entropy;
+use crate::fault::{ActorFault, ActorKind};
 use crate::model::message::{Hello, Registration, RpcError, ToJobManager, ToTaskManager, Welcome};
 use crate::model::{InstanceId, LeaderEpoch};
 use crate::rpc::{
@@ -79,6 +80,7 @@ pub(crate) enum SessionMessage {
     Reregister,
     /// The last message; the session is over and does not come back.
     Leave(String),
+    Fault(ActorFault),
 }
 
 enum Phase {
@@ -195,6 +197,7 @@ impl Actor for JobManagerSession {
                     Phase::Waiting | Phase::Dialling | Phase::Opening { .. } | Phase::Left => {}
                 }
             }
+            SessionMessage::Fault(fault) => fault.strike(ActorKind::JobManagerSession).await,
             // Of a connection that was given up meanwhile.
             SessionMessage::Retry(_)
             | SessionMessage::Dialled(..)

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod entropy;
 pub mod execution_graph;
 pub mod failover;
+pub mod fault;
 pub mod job_manager;
 pub mod job_manager_session;
 pub mod job_master;

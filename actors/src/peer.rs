@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use crate::fault::PeerFault;
 use crate::model::message::{
     ClientRequest, ClientResponse, Registration, RpcError, ToJobManager, ToTaskManager,
 };
@@ -17,6 +18,8 @@ pub struct PeerHandle {
     pub send: Arc<dyn Fn(ToTaskManager) + Send + Sync>,
     /// Ends the connection; no `Lost` follows.
     pub close: Arc<dyn Fn(String) + Send + Sync>,
+    /// Breaks the peer's actor.
+    pub fault: Arc<dyn Fn(PeerFault) + Send + Sync>,
 }
 
 /// What connections report.

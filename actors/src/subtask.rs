@@ -11,6 +11,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 
+use crate::fault::{ActorFault, ActorKind};
 use crate::model::message::{TaskOutcome, ToJobManager};
 use crate::model::{
     ExecutionAttemptId, FailureKind, JobGraph, TaskCounters, TaskDeployment, TaskFailure,
@@ -84,6 +85,7 @@ pub(crate) enum SubtaskMessage {
     Event(TaskEvent),
     Ended,
     CancellationTimeout,
+    Fault(ActorFault),
 }
 
 pub(crate) struct SubtaskState {
@@ -179,6 +181,7 @@ impl Actor for Subtask {
                     myself.stop(Some("its task ended".to_owned()));
                 }
             },
+            SubtaskMessage::Fault(fault) => fault.strike(ActorKind::Subtask).await,
             SubtaskMessage::CancellationTimeout => {
                 if state.guarded.outcome().is_none() {
                     let seconds = state.cancellation_timeout.as_secs();

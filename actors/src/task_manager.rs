@@ -4,6 +4,7 @@
 //! live on), and no attempt below one known for the same subtask is ever started. It never decides about restarts.
 
 mod handle;
+mod injection;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,8 +17,9 @@ pub use handle::{TaskManager, TaskManagerEnd, TaskManagerHandle};
 use tasks::{Entry, Placement};
 
 use crate::checkpoint::StoreFactory;
-use crate::clock::Clock;
+use crate::clock::{Clock, Instant};
 use crate::entropy::Entropy;
+use crate::fault::FaultPoints;
 use crate::job_manager_session::{
     JobManagerSession, LeaderDiscovery, SessionArguments, SessionEvent, SessionMessage,
 };
@@ -60,6 +62,8 @@ pub struct TaskManagerOptions {
     /// What to do with a task that ignores its cancellation: end the process (false), or lose its slot and live on (true), where
     /// the process is the whole cluster.
     pub abandon_stuck_tasks: bool,
+    /// Of this node.
+    pub faults: FaultPoints,
 }
 
 /// To the TaskManager.
@@ -108,6 +112,8 @@ struct State {
     end: Arc<Mutex<Option<TaskManagerEnd>>>,
     is_ending: bool,
     is_closing: bool,
+    /// Injected: it answers no request for a heartbeat before.
+    silent_until: Option<Instant>,
 }
 
 #[cfg(test)]
@@ -174,6 +180,7 @@ impl Actor for TaskManagerActor {
             end,
             is_ending: false,
             is_closing: false,
+            silent_until: None,
         })
     }
 
@@ -297,6 +304,7 @@ impl State {
             slots: self.slots(),
             build: options.runner.build(),
             running: self.tasks.keys().copied().collect(),
+            is_chaos_enabled: options.settings.is_chaos_enabled,
         }
     }
 
@@ -376,6 +384,11 @@ impl State {
                 self.releasing.insert(job);
                 self.release_ended();
             }
+            ToTaskManager::HeartbeatRequest { .. }
+                if self
+                    .silent_until
+                    .is_some_and(|until| Instant::now() < until) => {}
+            ToTaskManager::InjectFault(injection) => self.inject(injection).await,
             ToTaskManager::HeartbeatRequest { sequence } => {
                 let counters = self
                     .tasks

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
+use crate::fault::ArmedFault;
 use crate::model::message::{CheckpointAck, CheckpointPlan, TaskOutcome};
 use crate::model::{
     BuildId, CheckpointBarrier, CheckpointId, ExecutionAttemptId, JobGraph, JobId, RestoredHow,
@@ -44,6 +45,8 @@ pub enum TaskControl {
     Drain,
     /// End; keyed state is kept for a successor.
     Cancel,
+    /// User code breaks at the next record.
+    Fault(ArmedFault),
 }
 
 /// A task that was started.

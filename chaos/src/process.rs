@@ -3,6 +3,8 @@
 //! Invariant: whatever happens to a test, no process and no file of its cluster is left, and a failing one shows what its nodes logged.
 //! It waits for conditions, never for time, and looks only at what a user can see: the command line, exit codes, files.
 
+mod binary;
+mod inject;
 mod logs;
 mod node;
 mod permit;
@@ -21,6 +23,7 @@ use perennial_actors::model::{
 use tempfile::TempDir;
 
 use crate::storage::{Storage, StorageKind};
+pub use binary::{BINARY, binary, chaos_node};
 pub use node::{Node, Signal};
 use permit::Permit;
 
@@ -32,6 +35,9 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 const PORT_TRIES: u32 = 5;
 /// How much log a failing test prints, in lines.
 const LOG_LINES_MAX: usize = 400;
+
+/// Of all nodes and clients of a cluster.
+const SECRET: &str = "of-this-test";
 
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
@@ -46,6 +52,8 @@ pub struct ClusterPlan {
     pub slots: u32,
     /// `-D` settings of all nodes and commands.
     pub settings: Vec<(String, String)>,
+    /// Fault points by the name of the node whose first process has them; needs [`chaos_node`].
+    pub points: BTreeMap<String, String>,
 }
 
 impl ClusterPlan {
@@ -58,7 +66,15 @@ impl ClusterPlan {
             task_managers: 3,
             slots: 1,
             settings: Vec::new(),
+            points: BTreeMap::new(),
         }
+    }
+
+    /// Fault points of the first process of a node, as [`crate::node::POINTS`] has them.
+    #[must_use]
+    pub fn arm(mut self, node: &str, points: &str) -> Self {
+        self.points.insert(node.to_owned(), points.to_owned());
+        self
     }
 
     /// Another kind of store.
@@ -165,7 +181,18 @@ impl ProcessCluster {
         let mut arguments = self.definitions();
         arguments.extend(["-D".to_owned(), format!("jobmanager.rpc.port={port}")]);
         arguments.push("jobmanager".to_owned());
-        Node::start(name, &self.plan.binary, arguments, &self.log_directory())
+        self.start_node(name, arguments)
+    }
+
+    fn start_node(&self, name: &str, arguments: Vec<String>) -> anyhow::Result<Node> {
+        let points = self.plan.points.get(name).cloned();
+        Node::start(
+            name,
+            &self.plan.binary,
+            arguments,
+            points,
+            &self.log_directory(),
+        )
     }
 
     /// Starts another JobManager on the same store, at an address of its own. Returns its name.
@@ -204,7 +231,7 @@ impl ProcessCluster {
             arguments.extend(["-D".to_owned(), format!("{key}={value}")]);
         }
         arguments.push("taskmanager".to_owned());
-        let node = Node::start(&name, &self.plan.binary, arguments, &self.log_directory())?;
+        let node = self.start_node(&name, arguments)?;
         self.say(&format!("started {name}"));
         self.nodes.insert(name.clone(), node);
         Ok(name)
@@ -221,10 +248,7 @@ impl ProcessCluster {
     fn definitions(&self) -> Vec<String> {
         let own = [
             ("jobmanager.rpc.address".to_owned(), "127.0.0.1".to_owned()),
-            (
-                "security.cluster-secret".to_owned(),
-                "of-this-test".to_owned(),
-            ),
+            ("security.cluster-secret".to_owned(), SECRET.to_owned()),
         ];
         own.into_iter()
             .chain(self.storage.settings())

@@ -134,6 +134,7 @@ impl Draft {
                     max_retries: 0,
                     part_size: 0,
                 },
+                is_chaos_enabled: false,
             },
             job: JobSettings {
                 parallelism: 0,

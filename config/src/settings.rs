@@ -228,6 +228,8 @@ pub struct ClusterSettings {
     pub ask_timeout: Duration,
     /// `s3.*`.
     pub s3: S3Settings,
+    /// `chaos.enabled`: whether clients may inject faults.
+    pub is_chaos_enabled: bool,
 }
 
 /// Everything.

@@ -68,6 +68,7 @@ fn the_defaults_are_those_that_are_documented() {
                 max_retries: 4,
                 part_size: 8 << 20,
             },
+            is_chaos_enabled: false,
         },
         job: JobSettings {
             parallelism: 1,

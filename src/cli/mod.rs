@@ -15,6 +15,7 @@ mod serve;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use perennial_actors::fault::FaultPoints;
 
 use crate::api::JobRegistry;
 use args::{Cli, Command, RunArgs};
@@ -31,7 +32,18 @@ pub(crate) use error::CliError;
 /// ```
 #[must_use]
 pub fn main(registry: JobRegistry) -> ExitCode {
-    let command = with_jobs(Cli::command(), &registry);
+    run_with(&registry, FaultPoints::default())
+}
+
+/// As [`main`], for nodes that fail where they are told to.
+#[cfg(feature = "fault-points")]
+#[must_use]
+pub fn main_with_faults(registry: &JobRegistry, faults: FaultPoints) -> ExitCode {
+    run_with(registry, faults)
+}
+
+fn run_with(registry: &JobRegistry, faults: FaultPoints) -> ExitCode {
+    let command = with_jobs(Cli::command(), registry);
     let matches = match command.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -48,7 +60,7 @@ pub fn main(registry: JobRegistry) -> ExitCode {
         }
     };
     cli.define = defines(std::env::args().skip(1));
-    match execute(&cli, &matches, &registry) {
+    match execute(&cli, &matches, registry, faults) {
         Ok(code) => code,
         Err(error) => {
             output::error(&error);
@@ -96,10 +108,11 @@ fn execute(
     cli: &Cli,
     matches: &clap::ArgMatches,
     registry: &JobRegistry,
+    faults: FaultPoints,
 ) -> Result<ExitCode, CliError> {
     match &cli.command {
-        Command::Jobmanager => serve::job_manager(cli),
-        Command::Taskmanager => serve::task_manager(cli, registry),
+        Command::Jobmanager => serve::job_manager(cli, faults),
+        Command::Taskmanager => serve::task_manager(cli, registry, faults),
         Command::Start(start) => serve::start(cli, start, registry),
         Command::Run => run::run(cli, matches, registry),
         Command::List(list) => orders::list(cli, list),

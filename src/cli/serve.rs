@@ -15,6 +15,7 @@ use crate::api::JobRegistry;
 use crate::cluster::{
     JobManagerExit, JobManagerNode, LocalCluster, NodeError, StuckTasks, TaskManagerNode,
 };
+use perennial_actors::fault::FaultPoints;
 use perennial_actors::task_manager::TaskManagerEnd;
 
 /// How long child processes may take to end before they are killed.
@@ -78,12 +79,12 @@ impl Signals {
     }
 }
 
-pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
+pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, CliError> {
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
         let mut signals = Signals::listen()?;
-        let mut node = JobManagerNode::start(loaded.settings)
+        let mut node = JobManagerNode::start(loaded.settings, faults)
             .await
             .map_err(failed)?;
         output::line(&format!("JobManager listens on {}", node.address()));
@@ -103,15 +104,23 @@ pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
     })
 }
 
-pub(super) fn task_manager(cli: &Cli, registry: &JobRegistry) -> Result<ExitCode, CliError> {
+pub(super) fn task_manager(
+    cli: &Cli,
+    registry: &JobRegistry,
+    faults: FaultPoints,
+) -> Result<ExitCode, CliError> {
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
         let mut signals = Signals::listen()?;
-        let node =
-            TaskManagerNode::start(&loaded.settings, registry.clone(), StuckTasks::EndProcess)
-                .await
-                .map_err(failed)?;
+        let node = TaskManagerNode::start(
+            &loaded.settings,
+            registry.clone(),
+            StuckTasks::EndProcess,
+            faults,
+        )
+        .await
+        .map_err(failed)?;
         output::line(&format!("TaskManager {} is starting", node.resource()));
         let end = tokio::select! {
             biased;

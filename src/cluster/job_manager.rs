@@ -8,6 +8,7 @@ use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::client::probe_with;
 use perennial_actors::clock::Clock;
 use perennial_actors::entropy::Entropy;
+use perennial_actors::fault::{FaultPlace, FaultPoints, FaultSite, Sabotage};
 use perennial_actors::job_manager::{
     JobManager, JobManagerControl, JobManagerEnd, JobManagerOptions, assign_snapshot,
     store_coordinators,
@@ -57,13 +58,14 @@ struct Leading {
 
 impl JobManagerNode {
     /// Listens and runs for leadership. Returns as soon as it listens.
-    pub async fn start(settings: Settings) -> Result<Self, NodeError> {
+    pub async fn start(settings: Settings, faults: FaultPoints) -> Result<Self, NodeError> {
         Self::start_with(
             settings,
             Arc::new(TcpTransport),
             Entropy::system(),
             Clock::system(),
             None,
+            faults,
         )
         .await
     }
@@ -75,7 +77,13 @@ impl JobManagerNode {
         entropy: Entropy,
         clock: Clock,
         stores: Option<Arc<dyn StoreFactory>>,
+        faults: FaultPoints,
     ) -> Result<Self, NodeError> {
+        let clock = if settings.cluster.is_chaos_enabled {
+            clock.adjustable()
+        } else {
+            clock
+        };
         let instance = InstanceId(entropy.u128());
         let stores: Arc<dyn StoreFactory> = match stores {
             Some(stores) => stores,
@@ -127,6 +135,7 @@ impl JobManagerNode {
             leading,
             shutdown: shutdown_asked,
             leads: leads_sender,
+            faults,
         };
         let ended = tokio::spawn(run.run());
         Ok(Self {
@@ -194,6 +203,7 @@ struct Run {
     leading: Arc<Leading>,
     shutdown: watch::Receiver<bool>,
     leads: watch::Sender<Option<LeaderEpoch>>,
+    faults: FaultPoints,
 }
 
 impl Run {
@@ -222,8 +232,10 @@ impl Run {
                 leadership.epochs(),
                 self.clock,
                 self.entropy.clone(),
+                self.faults.clone(),
             ),
             assign: Arc::new(assign_snapshot),
+            faults: self.faults.clone(),
         };
         let manager = JobManager::start(options)
             .await
@@ -238,7 +250,7 @@ impl Run {
         let end = tokio::select! {
             biased;
             end = &mut end => end,
-            lost = leadership.lost() => end_with(&control, &mut end, |c| c.leadership_lost(lost.to_string())).await,
+            lost = leadership.lost(), if !self.faults.is_sabotaged(Sabotage::IgnoreEpoch) => end_with(&control, &mut end, |c| c.leadership_lost(lost.to_string())).await,
             () = &mut asked => end_with(&control, &mut end, JobManagerControl::shutdown).await,
         };
         Ok(match end {
@@ -278,6 +290,10 @@ impl Run {
             ),
             entropy: self.entropy.clone(),
         };
+        let site = FaultSite::BeforeEpochClaim;
+        if let Err(error) = self.faults.reach(site, FaultPlace::Node).await {
+            return Err(NodeError::Internal(error.to_string()));
+        }
         lead(candidate).await.map_err(|error| match error {
             LeadershipError::Occupied { .. } => NodeError::NotLeader(error.to_string()),
             LeadershipError::Store(error) => NodeError::Store(error),

@@ -7,6 +7,7 @@ use perennial_actors::client::Client;
 use perennial_actors::clock::Instant;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::job_manager::probe_key;
+use perennial_actors::fault::FaultPoints;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
 use perennial_actors::rpc::TcpTransport;
 use perennial_config::{HighAvailability, Secret, Settings};
@@ -66,10 +67,9 @@ impl LocalCluster {
     ) -> Result<Self, NodeError> {
         let control = runtime("perennial-ctl", CONTROL_THREADS)?;
         let for_node = settings.clone();
-        let job_manager = in_runtime(
-            &control,
-            async move { JobManagerNode::start(for_node).await },
-        )
+        let job_manager = in_runtime(&control, async move {
+            JobManagerNode::start(for_node, FaultPoints::default()).await
+        })
         .await?;
         let port = job_manager
             .address()
@@ -89,7 +89,8 @@ impl LocalCluster {
         for _ in 0..task_managers {
             let (settings, registry) = (settings.clone(), registry.clone());
             let node = async move {
-                TaskManagerNode::start(&settings, registry, StuckTasks::Abandon).await
+                let faults = FaultPoints::default();
+                TaskManagerNode::start(&settings, registry, StuckTasks::Abandon, faults).await
             };
             nodes.push(in_runtime(&control, node).await?);
         }

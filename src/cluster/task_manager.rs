@@ -6,6 +6,7 @@ use std::sync::Arc;
 use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::clock::Clock;
 use perennial_actors::entropy::Entropy;
+use perennial_actors::fault::FaultPoints;
 use perennial_actors::job_manager_session::{FixedLeader, LeaderDiscovery};
 use perennial_actors::model::{InstanceId, ResourceId};
 use perennial_actors::rpc::{TcpTransport, Transport};
@@ -54,6 +55,8 @@ pub struct TaskManagerSurroundings {
     pub driver: Arc<dyn TaskDriver>,
     /// For data connections and storage.
     pub io: Handle,
+    /// Where faults strike.
+    pub faults: FaultPoints,
 }
 
 impl TaskManagerNode {
@@ -62,6 +65,7 @@ impl TaskManagerNode {
         settings: &Settings,
         registry: JobRegistry,
         stuck: StuckTasks,
+        faults: FaultPoints,
     ) -> Result<Self, NodeError> {
         let io = runtime("perennial-io", IO_THREADS)?;
         let (entropy, clock) = (Entropy::system(), Clock::system());
@@ -72,6 +76,7 @@ impl TaskManagerNode {
             io: io.handle(),
             entropy,
             clock,
+            faults,
         };
         let mut node = Self::start_with(settings, registry, stuck, surroundings).await?;
         node._io = Some(io);
@@ -92,8 +97,14 @@ impl TaskManagerNode {
             stores,
             driver,
             io,
+            faults,
         } = surroundings;
         let cluster = &settings.cluster;
+        let clock = if cluster.is_chaos_enabled {
+            clock.adjustable()
+        } else {
+            clock
+        };
         let instance = InstanceId(entropy.u128());
         let resource = ResourceId(
             cluster
@@ -127,6 +138,7 @@ impl TaskManagerNode {
             handle: io,
             clock,
             log_bytes_max: cluster.managed_memory / u64::from(cluster.task_slots.max(1)),
+            faults: faults.clone(),
         });
         let leader: Arc<dyn LeaderDiscovery> = match cluster.high_availability {
             HighAvailability::None => Arc::new(FixedLeader(format!(
@@ -149,6 +161,7 @@ impl TaskManagerNode {
             instance,
             leader,
             abandon_stuck_tasks: stuck == StuckTasks::Abandon,
+            faults,
         })
         .await
         .map_err(|e| NodeError::Internal(e.to_string()))?;

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use perennial_actors::clock::Instant;
+use perennial_actors::fault::{FaultSite, Sabotage};
 use perennial_actors::model::FailureKind;
 
 use super::node::{Emitted, Operator, Pending, SignalResult};
@@ -352,6 +353,10 @@ where
                 self.next_processing_timer = backend.next_timer(TimeDomain::ProcessingTime);
                 return Ok(SignalResult::Forward(signal));
             };
+            cx.faults.hit(FaultSite::OnTimer)?;
+            if cx.faults.is_sabotaged(Sabotage::LoseTimer) && time.rem_euclid(7) == 0 {
+                continue;
+            }
             let mut context = ProcessContext {
                 backend,
                 batch: &mut out.batch,

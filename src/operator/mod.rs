@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::fault::{FaultPlace, FaultPoints, FaultSite, Sabotage};
 use perennial_actors::model::{
     CheckpointBarrier, CheckpointId, ExecutionAttemptId, FailureKind, KeyGroup, KeyGroupRange,
     OperatorId, SegmentKind, StateMeta,
@@ -104,6 +105,39 @@ pub struct TaskContext<'a> {
     pub clock: &'a Clock,
     /// Counts records given to outputs and sinks.
     pub records_out: &'a mut u64,
+    /// See there.
+    pub faults: &'a TaskFaults,
+}
+
+/// The fault points of a task.
+#[derive(Clone)]
+pub struct TaskFaults {
+    points: FaultPoints,
+    attempt: ExecutionAttemptId,
+}
+
+impl TaskFaults {
+    pub(crate) fn new(points: FaultPoints, attempt: ExecutionAttemptId) -> Self {
+        Self { points, attempt }
+    }
+
+    /// The task has come here.
+    #[inline]
+    pub(crate) fn hit(&self, site: FaultSite) -> Result<(), OperatorError> {
+        let place = FaultPlace::Task(self.attempt);
+        self.points.hit(site, place).map_err(|error| {
+            OperatorError(FailureKind::User {
+                message: error.to_string(),
+                is_unrecoverable: false,
+            })
+        })
+    }
+
+    /// Whether the engine shall be broken here.
+    #[inline]
+    pub(crate) fn is_sabotaged(&self, sabotage: Sabotage) -> bool {
+        self.points.is_sabotaged(sabotage)
+    }
 }
 
 /// What a node needs once, at the start of an attempt.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use perennial_actors::clock::Instant;
+use perennial_actors::fault::{FaultSite, Sabotage};
 use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind};
 
 use super::{
@@ -146,9 +147,12 @@ impl<T: Record> Lifecycle for SinkNode<T> {
         if let Some(bytes) = self.writer()?.prepare_commit(checkpoint)?
             && let Some(list) = self.committables
         {
-            self.lists
-                .get_mut(list)
-                .push(Committable { checkpoint, bytes });
+            cx.faults.hit(FaultSite::AfterPreCommit)?;
+            let committable = Committable { checkpoint, bytes };
+            if cx.faults.is_sabotaged(Sabotage::CommitWithoutPermit) {
+                self.writer()?.commit(&committable)?;
+            }
+            self.lists.get_mut(list).push(committable);
         }
         captures.push(OperatorCapture {
             operator: self.index,
@@ -179,6 +183,7 @@ impl<T: Record> Lifecycle for SinkNode<T> {
             .cloned()
             .collect();
         for committable in &due {
+            cx.faults.hit(FaultSite::BeforeCommit)?;
             self.writer()?.commit(committable)?;
         }
         self.lists

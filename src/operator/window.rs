@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use perennial_actors::fault::FaultSite;
 use perennial_actors::model::FailureKind;
 use serde::{Deserialize, Serialize};
 
@@ -272,6 +273,7 @@ where
             else {
                 return Ok(SignalResult::Forward(signal));
             };
+            cx.faults.hit(FaultSite::OnTimer)?;
             let is_end = time == window.max_timestamp();
             let is_cleanup = time == self.cleanup_time(window);
             let aggregate = &self.aggregate;

@@ -30,6 +30,8 @@ pub(super) struct Intervals {
     /// False when the target holds state that this backend dropped at loading.
     target_is_base: bool,
     pending: Vec<(u64, SnapshotKind)>,
+    #[cfg(feature = "fault-points")]
+    pub(super) drops_pre_images: bool,
 }
 
 impl Intervals {
@@ -45,6 +47,8 @@ impl Intervals {
             tombstones_from: 0,
             target_is_base: false,
             pending: Vec::new(),
+            #[cfg(feature = "fault-points")]
+            drops_pre_images: false,
         }
     }
 
@@ -63,6 +67,10 @@ impl Intervals {
             self.log_from = Some(checkpoint.0);
         }
         self.keeps_tombstones = true;
+        #[cfg(feature = "fault-points")]
+        if self.drops_pre_images {
+            self.is_logging = false;
+        }
         true
     }
 

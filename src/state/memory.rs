@@ -178,7 +178,7 @@ pub struct MemoryBackend<K: Key> {
     range: KeyGroupRange,
     max_parallelism: u32,
     limits: StateLimits,
-    intervals: Intervals,
+    pub(super) intervals: Intervals,
     attempt: u64,
     current: Option<K>,
     current_hash: KeyHash,

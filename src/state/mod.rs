@@ -190,6 +190,9 @@ pub trait KeyedState: Send {
     fn figures(&self) -> StateFigures;
     /// To get the typed backend back.
     fn as_any_mut(&mut self) -> &mut dyn Any;
+    /// Sabotage: from now on nothing is logged before it changes.
+    #[cfg(feature = "fault-points")]
+    fn drop_pre_images(&mut self);
 }
 
 /// Bounds of a backend.
@@ -365,5 +368,10 @@ impl<K: Key> KeyedState for KeyedBackend<K> {
     }
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
+    }
+    #[cfg(feature = "fault-points")]
+    fn drop_pre_images(&mut self) {
+        let Self::Memory(memory) = self;
+        memory.intervals.drops_pre_images = true;
     }
 }

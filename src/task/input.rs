@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use perennial_actors::clock::Instant;
+use perennial_actors::fault::{FaultSite, Sabotage};
 use perennial_actors::model::{CheckpointBarrier, CheckpointId};
 
 use super::alignment::{Aligner, Alignment, Blocking};
@@ -73,7 +74,7 @@ impl<T: Record> InputHead<T> {
 impl<T: Record> Head for InputHead<T> {
     fn poll(
         &mut self,
-        _cx: &mut TaskContext<'_>,
+        cx: &mut TaskContext<'_>,
         records_in: &mut u64,
     ) -> Result<HeadPoll, OperatorError> {
         if let Some(signal) = self.queued.pop_front() {
@@ -98,8 +99,15 @@ impl<T: Record> Head for InputHead<T> {
             return Ok(HeadPoll::Nothing { until: None });
         };
         match element {
-            StreamElement::Batch(batch) => {
+            StreamElement::Batch(mut batch) => {
                 self.batches[channel] += 1;
+                if cx.faults.is_sabotaged(Sabotage::DeliverTwice)
+                    && self.batches[channel].is_multiple_of(8)
+                {
+                    let twice = batch.clone();
+                    batch.values.extend(twice.values);
+                    batch.timestamps.extend(twice.timestamps);
+                }
                 self.position = Some((channel, self.batches[channel]));
                 *records_in += batch.len() as u64;
                 self.chain.push(batch);
@@ -114,6 +122,12 @@ impl<T: Record> Head for InputHead<T> {
             }
             StreamElement::Barrier(barrier) => {
                 let alignment = self.aligner.barrier(channel, barrier);
+                if alignment == Alignment::Block {
+                    cx.faults.hit(FaultSite::DuringAlignment)?;
+                    if cx.faults.is_sabotaged(Sabotage::SkipAlignment) {
+                        return Ok(HeadPoll::Progress);
+                    }
+                }
                 self.align(Some(channel), alignment);
             }
             StreamElement::EndOfInput => {

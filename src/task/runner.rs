@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::fault::{FaultPlace, FaultPoints, FaultSite};
 use perennial_actors::model::message::{CheckpointPlan, TaskOutcome};
 use perennial_actors::model::{
     BuildId, CheckpointId, Exchange as Route, ExecutionAttemptId, FailureKind, InstanceId,
@@ -25,7 +26,7 @@ use super::snapshot::SnapshotWriter;
 use super::stream_task::{Step, StreamTask, TaskServices, TaskState};
 use crate::api::{Build, JobRegistry};
 use crate::exchange::{Exchange, TaskWaker};
-use crate::operator::{KeyedStates, Place, RestoredOperator, StartContext, TaskInfo};
+use crate::operator::{KeyedStates, Place, RestoredOperator, StartContext, TaskFaults, TaskInfo};
 use crate::state::Undone;
 
 /// What a runner works with.
@@ -48,6 +49,8 @@ pub struct RunnerOptions {
     pub clock: Clock,
     /// Bound of one subtask's pre-image log, in bytes.
     pub log_bytes_max: u64,
+    /// Of this node.
+    pub faults: FaultPoints,
 }
 
 type KeptKey = (JobId, VertexId, SubtaskIndex);
@@ -119,6 +122,7 @@ impl LocalTaskRunner {
             options.stores.clone(),
             options.instance,
             options.handle.clone(),
+            options.faults.clone(),
         );
         Self {
             options: Arc::new(options),
@@ -326,6 +330,7 @@ impl Launch {
         info: &Arc<TaskInfo>,
     ) -> Result<(Vec<RestoredOperator>, KeyedStates, RestoredHow), FailureKind> {
         let attempt = info.attempt;
+        self.reach(FaultSite::BeforeRestore).await?;
         let kept = lock(&self.kept).take(attempt);
         let empty = || info.operators.iter().map(|_| None).collect::<KeyedStates>();
         let Some(restore) = &self.deployment.restore else {
@@ -342,6 +347,7 @@ impl Launch {
             }
             Some(_) | None => None,
         };
+        self.reach(FaultSite::DuringRestore).await?;
         let how = if inherited.is_some() {
             Keyed::Inherited
         } else {
@@ -361,6 +367,14 @@ impl Launch {
         Ok(match inherited {
             Some(keyed) => (restored, keyed, RestoredHow::InPlace),
             None => (restored, empty(), RestoredHow::Loaded),
+        })
+    }
+
+    async fn reach(&self, site: FaultSite) -> Result<(), FailureKind> {
+        let place = FaultPlace::Task(self.deployment.attempt);
+        let reached = self.options.faults.reach(site, place).await;
+        reached.map_err(|error| FailureKind::Io {
+            message: error.to_string(),
         })
     }
 
@@ -464,6 +478,8 @@ impl TaskCell {
             events: launch.events.clone(),
             snapshots: self.launch.snapshots.clone(),
             clock: launch.options.clock,
+            faults: TaskFaults::new(launch.options.faults.clone(), self.info.attempt),
+            is_source: graph.inputs(self.info.attempt.vertex).next().is_none(),
         };
         self.task = Some(StreamTask::new(head, services));
         Ok(())
@@ -474,6 +490,14 @@ impl TaskCell {
         let Some(task) = &mut self.task else {
             return Ok(());
         };
+        let faults = &self.launch.options.faults;
+        let place = FaultPlace::Task(self.info.attempt);
+        faults
+            .hit(FaultSite::OnOpen, place)
+            .map_err(|error| FailureKind::User {
+                message: error.to_string(),
+                is_unrecoverable: false,
+            })?;
         let mut cx = StartContext {
             keyed: &mut self.state.keyed,
             place: &mut self.state.place,
@@ -490,6 +514,12 @@ impl TaskCell {
                     .map_err(|error| FailureKind::IncompatibleState {
                         message: error.to_string(),
                     })?;
+            }
+        }
+        #[cfg(feature = "fault-points")]
+        if faults.is_sabotaged(perennial_actors::fault::Sabotage::DropPreImage) {
+            for keyed in self.state.keyed.iter_mut().flatten() {
+                keyed.drop_pre_images();
             }
         }
         self.restored.clear();

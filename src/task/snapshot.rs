@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
-use perennial_actors::checkpoint::StoreFactory;
+use perennial_actors::checkpoint::{Store, StoreFactory};
+use perennial_actors::fault::{FaultPlace, FaultPoints, FaultSite, Sabotage};
 use perennial_actors::model::message::{CheckpointAck, CheckpointPlan, OperatorAck, SubtaskAck};
 use perennial_actors::model::{
     CheckpointBarrier, CheckpointId, DataRef, ExecutionAttemptId, GroupSlice, InstanceId, JobId,
@@ -99,15 +101,22 @@ pub(crate) struct SnapshotWriter {
     stores: Arc<dyn StoreFactory>,
     instance: InstanceId,
     handle: Handle,
+    faults: FaultPoints,
 }
 
 impl SnapshotWriter {
-    pub(crate) fn new(stores: Arc<dyn StoreFactory>, instance: InstanceId, handle: Handle) -> Self {
+    pub(crate) fn new(
+        stores: Arc<dyn StoreFactory>,
+        instance: InstanceId,
+        handle: Handle,
+        faults: FaultPoints,
+    ) -> Self {
         Self {
             collecting: Arc::default(),
             stores,
             instance,
             handle,
+            faults,
         }
     }
 
@@ -198,9 +207,19 @@ impl SnapshotWriter {
         let stores = self.stores.clone();
         let instance = self.instance;
         let collecting = self.collecting.clone();
+        let faults = self.faults.clone();
         self.handle.spawn(async move {
             let Collector { plan, parts, reply } = collector;
-            let result = write(stores.as_ref(), instance, &plan, parts).await;
+            let place = FaultPlace::Job(plan.job);
+            let result = match faults.reach(FaultSite::BeforeUpload, place).await {
+                Ok(()) => write(stores.as_ref(), instance, &plan, parts, &faults).await,
+                Err(error) => Err(error.to_string()),
+            };
+            let reached = faults.reach(FaultSite::AfterUploadBeforeAck, place).await;
+            let result = result.and_then(|ack| match reached {
+                Ok(()) => Ok(ack),
+                Err(error) => Err(error.to_string()),
+            });
             let is_aborted = lock(&collecting).writing.remove(&key).unwrap_or(false);
             if is_aborted {
                 // Nobody was told of the objects, so nobody can refer to them.
@@ -274,6 +293,7 @@ async fn write(
     instance: InstanceId,
     plan: &CheckpointPlan,
     parts: BTreeMap<ExecutionAttemptId, SubtaskSnapshot>,
+    faults: &FaultPoints,
 ) -> Result<CheckpointAck, String> {
     let mut object = ObjectBuilder {
         bytes: Vec::new(),
@@ -303,7 +323,11 @@ async fn write(
         };
         let store = stores.open(&plan.directory).map_err(|e| e.to_string())?;
         // Order matters: the acknowledgement makes the object count, so it must be durable first.
-        store.put(&key, bytes).await.map_err(|e| e.to_string())?;
+        if faults.is_sabotaged(Sabotage::AckBeforeUpload) {
+            tokio::spawn(async move { write_late(&*store, &key, bytes).await });
+        } else {
+            store.put(&key, bytes).await.map_err(|e| e.to_string())?;
+        }
         objects.push(info);
     }
     Ok(CheckpointAck {
@@ -312,6 +336,16 @@ async fn write(
         objects,
         subtasks,
     })
+}
+
+/// Sabotage: how late an object is written.
+const LATE: Duration = Duration::from_millis(500);
+
+async fn write_late(store: &dyn Store, key: &str, bytes: Bytes) {
+    tokio::time::sleep(LATE).await;
+    if let Err(error) = store.put(key, bytes).await {
+        tracing::warn!(%error, key, "not written at all");
+    }
 }
 
 fn encode_subtask(
@@ -402,8 +436,6 @@ fn encode_segment(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use perennial_actors::entropy::Entropy;
     use perennial_actors::model::{
         Attempt, KeyGroupRange, LeaderEpoch, OperatorId, SnapshotKind, SubtaskIndex, VertexId,
@@ -504,7 +536,12 @@ mod tests {
             part_size: 8 << 20,
         };
         let stores: Arc<dyn StoreFactory> = Arc::new(Stores::new(settings, Entropy::seeded(1)));
-        let writer = SnapshotWriter::new(stores.clone(), InstanceId(1), Handle::current());
+        let writer = SnapshotWriter::new(
+            stores.clone(),
+            InstanceId(1),
+            Handle::current(),
+            FaultPoints::default(),
+        );
         (writer, stores)
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::fault::{ArmedFault, FaultSite, UserFault};
 use perennial_actors::model::{
     CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind, TaskFailure,
 };
@@ -18,7 +19,7 @@ use super::snapshot::{SnapshotSink, SubtaskSnapshot};
 use crate::batch::Timestamp;
 use crate::operator::{
     Flow, Flush, Head, HeadPoll, KeyedStates, OperatorCapture, OperatorError, Place, Signal,
-    StartContext, TaskContext, TaskInfo,
+    StartContext, TaskContext, TaskFaults, TaskInfo,
 };
 use crate::state::{CaptureProgress, CaptureRequest, CapturedState};
 
@@ -75,6 +76,9 @@ pub(crate) struct TaskServices {
     pub(crate) events: TaskEvents,
     pub(crate) snapshots: Arc<dyn SnapshotSink>,
     pub(crate) clock: Clock,
+    pub(crate) faults: TaskFaults,
+    /// Whether it has no inputs from other tasks.
+    pub(crate) is_source: bool,
 }
 
 /// One attempt of one subtask.
@@ -93,6 +97,10 @@ pub(crate) struct StreamTask {
     records_out: u64,
     waiting: Waiting,
     last_end: Option<Instant>,
+    /// Injected faults that strike at the next record.
+    armed: Vec<ArmedFault>,
+    /// Injected: user code does not return.
+    is_stuck: bool,
 }
 
 impl StreamTask {
@@ -110,6 +118,8 @@ impl StreamTask {
             records_out: 0,
             waiting: Waiting::No,
             last_end: None,
+            armed: Vec::new(),
+            is_stuck: false,
         }
     }
 
@@ -125,6 +135,9 @@ impl StreamTask {
 
     /// Does one bounded piece of work and returns; never waits for a peer, the network or a timer.
     pub(crate) fn step(&mut self, state: &mut TaskState, now: Instant) -> Step {
+        if self.is_stuck {
+            return Step::Wait { until: None };
+        }
         self.account_wait(now);
         let step = match self.try_step(state, now) {
             Ok(step) => step,
@@ -167,12 +180,14 @@ impl StreamTask {
         state: &mut TaskState,
         now: Instant,
     ) -> Result<(), OperatorError> {
+        self.services.faults.hit(FaultSite::OnClose)?;
         let mut cx = TaskContext {
             keyed: &mut state.keyed,
             place: &mut state.place,
             now,
             clock: &self.services.clock,
             records_out: &mut self.records_out,
+            faults: &self.services.faults,
         };
         self.head.close(&mut cx)
     }
@@ -191,6 +206,7 @@ impl StreamTask {
             now,
             clock: &self.services.clock,
             records_out: &mut self.records_out,
+            faults: &self.services.faults,
         };
         if self.head.resume(&mut cx)? == Flow::Blocked {
             self.waiting = Waiting::Output;
@@ -209,10 +225,19 @@ impl StreamTask {
             self.head.resume(&mut cx)?;
             return Ok(Step::Progress);
         }
+        let before = self.records_in;
         match self.head.poll(&mut cx, &mut self.records_in)? {
             HeadPoll::Progress => {
+                let has_records = self.records_in > before || self.services.is_source;
+                if has_records && !self.armed.is_empty() {
+                    return self.strike(state);
+                }
                 let flow = self.head.resume(&mut cx)?;
                 self.head.flush(Flush::Due, &mut cx)?;
+                if !self.has_reported_first_record && (self.records_in > 0 || self.records_out > 0)
+                {
+                    self.services.faults.hit(FaultSite::OnFirstRecord)?;
+                }
                 if flow == Flow::Blocked && !is_capturing {
                     self.waiting = Waiting::Output;
                     return Ok(Step::Wait { until: None });
@@ -260,6 +285,7 @@ impl StreamTask {
         match order {
             TaskControl::Trigger(barrier) => self.head.announce(barrier),
             TaskControl::NotifyComplete(checkpoint) => {
+                self.services.faults.hit(FaultSite::OnNotify)?;
                 for keyed in state.keyed.iter_mut().flatten() {
                     keyed.confirm(checkpoint);
                     self.is_capturing = true;
@@ -270,6 +296,7 @@ impl StreamTask {
                     now,
                     clock: &self.services.clock,
                     records_out: &mut self.records_out,
+                    faults: &self.services.faults,
                 };
                 self.head.complete(checkpoint, &mut cx)?;
                 if self.ending.is_some_and(|ending| ending <= checkpoint) {
@@ -288,9 +315,28 @@ impl StreamTask {
                 self.head.abandon(checkpoint);
             }
             TaskControl::Drain => self.head.drain(),
+            TaskControl::Fault(fault) => self.armed.push(fault),
             TaskControl::Cancel => return Ok(Some(Step::Canceled)),
         }
         Ok(None)
+    }
+
+    /// Breaks as user code does: within the step, at the operator's place, with records taken and not yet processed.
+    fn strike(&mut self, state: &mut TaskState) -> Result<Step, OperatorError> {
+        let fault = self.armed.remove(0);
+        state.place.operator = Some(fault.operator as usize);
+        tracing::warn!(attempt = %self.services.info.attempt, ?fault, "injected fault strikes");
+        match fault.fault {
+            UserFault::Panic => panic!("{}", fault.message()),
+            UserFault::Error { is_unrecoverable } => Err(OperatorError(FailureKind::User {
+                message: fault.message(),
+                is_unrecoverable,
+            })),
+            UserFault::Stuck => {
+                self.is_stuck = true;
+                Ok(Step::Wait { until: None })
+            }
+        }
     }
 
     fn begin_snapshot(
@@ -300,6 +346,7 @@ impl StreamTask {
         now: Instant,
     ) -> Result<(), OperatorError> {
         let began = self.services.clock.now();
+        self.services.faults.hit(FaultSite::OnSnapshot)?;
         if matches!(
             barrier.kind,
             SnapshotKind::Final | SnapshotKind::StopWithSavepoint
@@ -313,6 +360,7 @@ impl StreamTask {
             now,
             clock: &self.services.clock,
             records_out: &mut self.records_out,
+            faults: &self.services.faults,
         };
         self.head.snapshot(&barrier, &mut captures, &mut cx)?;
         let request = CaptureRequest {

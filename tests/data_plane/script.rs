@@ -101,6 +101,7 @@ impl Script {
             handle: runtime.handle().clone(),
             clock,
             log_bytes_max: 256 << 20,
+            faults: perennial_actors::fault::FaultPoints::default(),
         });
         let location = TaskManagerLocation {
             resource,

@@ -10,6 +10,7 @@ use crate::checkpoint::io::Claim;
 use crate::checkpoint::{EpochGuard, Fate, Store, StoreFactory};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
+use crate::fault::{ActorKind, FaultPoints};
 use crate::model::{CheckpointId, CheckpointStatus, FailureKind, JobGraph, LeaderEpoch};
 
 use super::state::{Intent, State};
@@ -36,6 +37,8 @@ pub struct CoordinatorConfig {
     pub history: Vec<CheckpointStatus>,
     /// Where events go; called from the actor's handler, so it only hands them on.
     pub events: CoordinatorEvents,
+    /// Of this node.
+    pub faults: FaultPoints,
 }
 
 /// Starts coordinators. The actor has no children; its store work ends with it.
@@ -129,6 +132,10 @@ impl Actor for Worker {
         message: Message,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
+        if let Message::External(CoordinatorMessage::Fault(fault)) = message {
+            fault.strike(ActorKind::CheckpointCoordinator).await;
+            return Ok(());
+        }
         if matches!(message, Message::TaskLost) && !state.is_fenced() {
             return Err(Box::new(FailureKind::Internal {
                 message: "a store task of the checkpoint coordinator ended without an answer"

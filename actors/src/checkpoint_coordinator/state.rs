@@ -22,6 +22,7 @@ use crate::checkpoint::{
     Header, Load, OnFailure, PendingCheckpoint, RequestQueue, Retained, Rung, Sequence, Store,
 };
 use crate::clock::Instant;
+use crate::fault::{FaultPlace, FaultSite, InjectedError, Sabotage};
 use crate::model::message::{CheckpointAck, CheckpointPlan};
 use crate::model::{
     CheckpointBarrier, CheckpointId, CheckpointState, CheckpointStatus, ExecutionAttemptId,
@@ -226,6 +227,11 @@ impl State {
         self.config.clock.now()
     }
 
+    fn hit(&self, site: FaultSite) -> Result<(), InjectedError> {
+        let place = FaultPlace::Job(self.config.graph.job);
+        self.config.faults.hit(site, place)
+    }
+
     pub(super) fn is_fenced(&self) -> bool {
         matches!(self.phase, Phase::Fenced(_))
     }
@@ -326,7 +332,8 @@ impl State {
             | CoordinatorMessage::Ack { .. }
             | CoordinatorMessage::Declined { .. }
             | CoordinatorMessage::AllAwaitingFinal
-            | CoordinatorMessage::Status(_) => {}
+            | CoordinatorMessage::Status(_)
+            | CoordinatorMessage::Fault(_) => {}
         }
     }
 
@@ -375,7 +382,8 @@ impl State {
                     });
                 }
             }
-            CoordinatorMessage::Status(_) => {} // Answered in every phase.
+            // Answered in every phase; carried out by the shell.
+            CoordinatorMessage::Status(_) | CoordinatorMessage::Fault(_) => {}
         }
     }
 

@@ -18,6 +18,7 @@ use crate::checkpoint::testing::*;
 use crate::checkpoint::*;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
+use crate::fault::FaultPoints;
 use crate::model::message::*;
 use crate::model::*;
 
@@ -99,6 +100,7 @@ impl World {
             events: Arc::new(move |event| {
                 let _ = sender.send(event);
             }),
+            faults: FaultPoints::default(),
         };
         let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
         let (handle, _) = CheckpointCoordinator::spawn(config, root.get_cell())

@@ -53,6 +53,7 @@ impl Manager {
                     reply,
                 });
             }
+            ClientRequest::InjectFault(injection) => self.inject(myself, *injection, reply),
             ClientRequest::Stop {
                 job,
                 directory,
@@ -158,7 +159,7 @@ impl Manager {
         });
     }
 
-    fn ask(&self, job: JobId, reply: Reply, request: impl FnOnce(Reply) -> JobRequest) {
+    pub(super) fn ask(&self, job: JobId, reply: Reply, request: impl FnOnce(Reply) -> JobRequest) {
         let Some(entry) = self.jobs.get(&job) else {
             let status = self.history.iter().find(|s| s.summary.job == job).cloned();
             return match status {
@@ -272,10 +273,11 @@ fn answer_for_ended(request: JobRequest, status: JobStatus) {
         JobRequest::Cancel(reply) => respond(reply, refused("cancelling")),
         JobRequest::Savepoint { reply, .. } => respond(reply, refused("a savepoint")),
         JobRequest::Stop { reply, .. } => respond(reply, refused("stopping")),
+        JobRequest::Inject { reply, .. } => respond(reply, refused("a fault")),
     }
 }
 
 /// The client may have gone; then nobody needs the answer.
-fn respond(reply: Reply, answer: Result<ClientResponse, RpcError>) {
+pub(super) fn respond(reply: Reply, answer: Result<ClientResponse, RpcError>) {
     let _ = reply.send(answer);
 }

@@ -11,6 +11,7 @@ use crate::checkpoint_coordinator::{CheckpointCoordinator, CoordinatorConfig, Re
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
+use crate::fault::FaultPoints;
 use crate::job_master::{
     AssignedState, CoordinatorContext, CoordinatorSpawner, StartedCoordinator,
 };
@@ -23,11 +24,18 @@ pub fn store_coordinators(
     guard: Arc<dyn EpochGuard>,
     clock: Clock,
     entropy: Entropy,
+    faults: FaultPoints,
 ) -> CoordinatorSpawner {
     Arc::new(move |context: CoordinatorContext| {
         let (stores, guard, entropy) = (Arc::clone(&stores), Arc::clone(&guard), entropy.clone());
-        let started: BoxFuture<'static, _> =
-            Box::pin(start(context, stores, guard, clock, entropy));
+        let started: BoxFuture<'static, _> = Box::pin(start(
+            context,
+            stores,
+            guard,
+            clock,
+            entropy,
+            faults.clone(),
+        ));
         started
     })
 }
@@ -38,6 +46,7 @@ async fn start(
     guard: Arc<dyn EpochGuard>,
     clock: Clock,
     entropy: Entropy,
+    faults: FaultPoints,
 ) -> Result<StartedCoordinator, FailureKind> {
     let CoordinatorContext {
         graph,
@@ -62,6 +71,7 @@ async fn start(
         entropy,
         history,
         events,
+        faults,
     };
     // The join handle is not needed: what the coordinator writes is settled by its successor, not by its end.
     let (handle, _) = CheckpointCoordinator::spawn(config, supervisor)

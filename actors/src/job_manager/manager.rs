@@ -15,6 +15,7 @@ pub(super) use self::job_masters::{JobEntry, Runner};
 use self::task_managers::TaskManagerEntry;
 use super::store::{JobStore, StoredJob};
 use super::{JobManagerEnd, JobManagerMessage, JobManagerOptions};
+use crate::fault::ActorKind;
 use crate::job_master::JobMasterMessage;
 use crate::model::message::StoreProbe;
 use crate::model::{FailureKind, InstanceId, JobId, JobStatus};
@@ -117,6 +118,7 @@ impl Manager {
             JobManagerMessage::Peer(PeerEvent::Lost { instance, cause }) => {
                 self.lose(myself, instance, &cause).await;
             }
+            JobManagerMessage::Fault(fault) => fault.strike(ActorKind::JobManager).await,
             JobManagerMessage::Peer(PeerEvent::Request { request, reply }) => {
                 self.on_request(myself, request, reply);
             }
@@ -170,10 +172,6 @@ impl Manager {
                 }
             }
             JobManagerMessage::End(end) => self.finish(myself, end),
-            #[cfg(test)]
-            JobManagerMessage::BreakJobMaster(job) => {
-                self.tell(job, JobMasterMessage::Panic);
-            }
         }
     }
 

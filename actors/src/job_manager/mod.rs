@@ -6,6 +6,7 @@
 
 mod clients;
 mod collaborators;
+mod injection;
 mod manager;
 mod store;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::checkpoint::{StoreError, StoreFactory};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
+use crate::fault::{ActorFault, FaultPoints};
 use crate::job_master::{Assign, CoordinatorSpawner, JobMasterReport, Reply};
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, StoreProbe};
 use crate::model::{FailureKind, InstanceId, JobId, JobStatus, LeaderEpoch};
@@ -61,6 +63,8 @@ pub struct JobManagerOptions {
     pub coordinator: CoordinatorSpawner,
     /// Spreads a snapshot over a graph; [`assign_snapshot`] in production.
     pub assign: Assign,
+    /// Of this node.
+    pub faults: FaultPoints,
 }
 
 /// Why a JobManager did not start.
@@ -117,9 +121,8 @@ pub(crate) enum JobManagerMessage {
     /// The time of former tasks on this TaskManager to end is over.
     StopTimeout(InstanceId),
     End(JobManagerEnd),
-    /// Tests only: makes a JobMaster panic.
-    #[cfg(test)]
-    BreakJobMaster(JobId),
+    /// Injected into this actor.
+    Fault(ActorFault),
 }
 
 /// A running JobManager. Dropping the handle does not end it.

@@ -1,8 +1,9 @@
 //! The real JobManager with scripted TaskManagers: what outlives a process, a leader, a broken actor.
 
 use super::store::{JobStore, StoredJob};
-use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd, JobManagerMessage};
+use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd};
 use crate::checkpoint::Store;
+use crate::fault::{ActorAddress, ActorFault, Injection};
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, ToTaskManager};
 use crate::model::*;
 use crate::testing::cluster::{Behaviour, Cluster, running, until};
@@ -204,15 +205,15 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
     cluster.submit(&keyed()).await;
     cluster.until_state(JOB, JobState::Running).await;
     cluster.coordinators.0.lock().unwrap().newest = 1;
-    let panic = || {
-        cluster
-            .handle
-            .actor
-            .cast(JobManagerMessage::BreakJobMaster(JOB))
-            .unwrap()
+    let panic = async || {
+        let answer = cluster.inject(Injection::Actor {
+            actor: ActorAddress::JobMaster(JOB),
+            fault: ActorFault::Panic,
+        });
+        answer.await.unwrap();
     };
     for n in 1..=JOB_MASTER_RESTARTS_MAX as u32 {
-        panic();
+        panic().await;
         let status = until("the next wave", async || {
             let status = cluster.request(ClientRequest::Status(JOB)).await.ok();
             let Some(ClientResponse::Status(status)) = status else {
@@ -225,10 +226,10 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
         .await;
         assert_eq!(status.recoveries.len(), n as usize);
         let recovery = status.recoveries.last().unwrap();
-        assert!(recovery.cause.to_string().contains("asked to by a test"));
+        assert!(recovery.cause.to_string().contains("injected panic of JobMaster"));
         assert_eq!(recovery.restored, (6, 0), "in place");
     }
-    panic();
+    panic().await;
     // A request that meets the panic is dropped, which its client is told; it asks again.
     let status = until("given up", async || {
         let answer = cluster.request(ClientRequest::Status(JOB)).await.ok();

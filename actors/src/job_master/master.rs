@@ -13,6 +13,7 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::history::Telling;
+use super::injection::Armed;
 use super::recovery::Recovery;
 use super::requests::StopRequest;
 use super::{
@@ -23,6 +24,7 @@ use crate::checkpoint_coordinator::{CoordinatorEvent, CoordinatorMessage, Restor
 use crate::clock::Instant;
 use crate::execution_graph::ExecutionGraph;
 use crate::failover::{Regions, SubtaskId};
+use crate::fault::{FaultPlace, FaultSite, InjectedError};
 use crate::model::message::ToTaskManager;
 use crate::model::{
     CheckpointId, ExecutionAttemptId, FailureKind, InstanceId, JobState, RecoveryRecord,
@@ -115,6 +117,7 @@ pub(super) struct Master {
     pub(super) stop: Option<StopRequest>,
     pub(super) cancel_waiters: Vec<Reply>,
     pub(super) ended_ms: Option<u64>,
+    pub(super) armed: Armed,
 }
 
 impl Master {
@@ -160,6 +163,7 @@ impl Master {
             stop: None,
             cancel_waiters: Vec::new(),
             ended_ms: None,
+            armed: Armed::default(),
             options,
         }
     }
@@ -175,6 +179,11 @@ impl Master {
             self.recovery = Some(recovery);
         }
         self.advance();
+    }
+
+    pub(super) fn hit(&self, site: FaultSite) -> Result<(), InjectedError> {
+        let place = FaultPlace::Job(self.options.graph.job);
+        self.options.faults.hit(site, place)
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -237,8 +246,8 @@ impl Master {
                 checkpoints,
             } => self.on_terminated(is_durable, checkpoints),
             JobMasterMessage::Suspend { reason } => self.suspend(&reason),
-            #[cfg(test)]
-            JobMasterMessage::Panic => panic!("asked to by a test"),
+            // Carried out by the shell.
+            JobMasterMessage::Fault(_) => {}
         }
         self.advance();
     }
@@ -579,7 +588,7 @@ impl Master {
     }
 
     /// A message to a lost TaskManager is dropped: its loss has been told.
-    fn send(&self, instance: InstanceId, message: ToTaskManager) {
+    pub(super) fn send(&self, instance: InstanceId, message: ToTaskManager) {
         if let Some(peer) = self.peers.get(&instance) {
             (peer.send)(message);
         }

@@ -6,6 +6,7 @@
 
 mod deploy;
 pub(crate) mod history;
+mod injection;
 mod master;
 mod recovery;
 mod requests;
@@ -26,6 +27,7 @@ use crate::checkpoint_coordinator::{
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
+use crate::fault::{ActorFault, ActorKind, FaultPoints, TaskAddress, UserFault};
 use crate::model::message::{ClientResponse, RpcError, ToJobManager};
 use crate::model::{
     Attempt, CheckpointStatus, ExecutionAttemptId, FailureKind, InstanceId, JobGraph, JobId,
@@ -112,6 +114,23 @@ pub(crate) enum JobRequest {
         mode: StopMode,
         reply: Reply,
     },
+    /// A fault of this job's own actors, tasks or user code.
+    Inject {
+        fault: JobFault,
+        reply: Reply,
+    },
+}
+
+/// See [`JobRequest::Inject`].
+pub(crate) enum JobFault {
+    JobMaster(ActorFault),
+    CheckpointCoordinator(ActorFault),
+    Subtask(TaskAddress, ActorFault),
+    UserCode {
+        place: TaskAddress,
+        fault: UserFault,
+        times: u32,
+    },
 }
 
 /// How a job is stopped with a savepoint (semantics.md S2).
@@ -180,9 +199,8 @@ pub(crate) enum JobMasterMessage {
     Suspend {
         reason: String,
     },
-    /// Tests only: shows what a panic of the actor does.
-    #[cfg(test)]
-    Panic,
+    /// Injected into this actor.
+    Fault(ActorFault),
 }
 
 /// What a timer of the JobMaster is for. A timer of an older wave is ignored.
@@ -247,6 +265,8 @@ pub(crate) struct JobMasterOptions {
     pub(crate) recovered: Option<FailureKind>,
     /// What a predecessor told.
     pub(crate) history: Option<Box<JobHistory>>,
+    /// Of this node.
+    pub(crate) faults: FaultPoints,
 }
 
 /// The actor; see the module.
@@ -301,7 +321,10 @@ impl Actor for JobMaster {
         message: JobMasterMessage,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        state.master.handle(message);
+        match message {
+            JobMasterMessage::Fault(fault) => fault.strike(ActorKind::JobMaster).await,
+            message => state.master.handle(message),
+        }
         Ok(())
     }
 

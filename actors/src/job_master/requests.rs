@@ -57,6 +57,7 @@ impl Master {
                 mode,
                 reply,
             } => self.stop(directory, mode, reply),
+            JobRequest::Inject { fault, reply } => self.inject(fault, reply),
         }
     }
 
@@ -407,10 +408,10 @@ fn restarted_instead(savepoint: Result<String, String>) -> String {
 }
 
 /// The client may have gone; then nobody needs the answer.
-fn respond(reply: Reply, answer: Result<ClientResponse, RpcError>) {
+pub(super) fn respond(reply: Reply, answer: Result<ClientResponse, RpcError>) {
     let _ = reply.send(answer);
 }
 
-fn refuse(reply: Reply, why: String) {
+pub(super) fn refuse(reply: Reply, why: String) {
     respond(reply, Err(RpcError::Refused(why)));
 }

@@ -9,6 +9,7 @@ use super::{
     RestoredHow, StateMeta, SubtaskState, TaskCounters, TaskDeployment, TaskFailure,
     TaskManagerLocation, TaskManagerStatus,
 };
+use crate::fault::{Injection, TaskManagerInjection};
 
 /// Why a request has no answer of its own kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -64,6 +65,8 @@ pub struct Registration {
     pub build: BuildId,
     /// What still runs here: attempts of this and former leaders.
     pub running: Vec<ExecutionAttemptId>,
+    /// Whether it obeys [`ToTaskManager::InjectFault`] (`chaos.enabled`).
+    pub is_chaos_enabled: bool,
 }
 
 /// JobManager to TaskManager.
@@ -120,6 +123,8 @@ pub enum ToTaskManager {
         /// Counts up.
         sequence: u64,
     },
+    /// Break something, where `chaos.enabled` is true.
+    InjectFault(TaskManagerInjection),
 }
 
 /// See [`ToTaskManager::Registered`].
@@ -292,6 +297,8 @@ pub enum ClientRequest {
         /// Let all windows and timers fire first.
         drain: bool,
     },
+    /// Break something, where `chaos.enabled` is true.
+    InjectFault(Box<Injection>),
 }
 
 /// The answer to a [`ClientRequest`].
@@ -318,6 +325,11 @@ pub enum ClientResponse {
     Stopped {
         /// URI of the savepoint's directory.
         path: String,
+    },
+    /// `InjectFault`: the order is on its way.
+    Injected {
+        /// Who is struck, in words.
+        victim: String,
     },
 }
 

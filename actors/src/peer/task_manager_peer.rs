@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::listener::{ListenerMessage, ListenerOptions};
 use super::{PeerEvent, PeerHandle};
+use crate::fault::{ActorKind, PeerFault};
 use crate::model::message::{Hello, RpcError, ToJobManager, ToTaskManager};
 use crate::model::{FailureKind, InstanceId, LeaderEpoch, TaskManagerLocation};
 use crate::rpc::acceptor::Accepted;
@@ -38,6 +39,7 @@ pub(super) enum PeerMessage {
     /// What the TaskManager's own listener says after the connection of a number broke.
     Probed(u64, Result<InstanceId, HandshakeError>),
     WindowElapsed(u64),
+    Fault(PeerFault),
 }
 
 enum Connected {
@@ -62,6 +64,8 @@ pub(super) struct PeerState {
     number: u64,
     outbox: Outbox,
     inbox: Inbox,
+    /// Injected: it asks for no heartbeat before.
+    silent_until: Option<Instant>,
 }
 
 pub(super) struct TaskManagerPeer;
@@ -85,6 +89,7 @@ impl Actor for TaskManagerPeer {
             number: 0,
             outbox: Outbox::default(),
             inbox: Inbox::default(),
+            silent_until: None,
         })
     }
 
@@ -129,6 +134,12 @@ impl Actor for TaskManagerPeer {
                     let message = format!("{error}, and it did not reconnect within {window} ms");
                     state.lost(&myself, &message);
                 }
+            }
+            PeerMessage::Fault(PeerFault::Actor(fault)) => {
+                fault.strike(ActorKind::TaskManagerPeer).await;
+            }
+            PeerMessage::Fault(PeerFault::NoHeartbeats(duration)) => {
+                state.silent_until = Some(Instant::now() + duration);
             }
             // Of a connection that was replaced meanwhile.
             PeerMessage::Wired(..)
@@ -218,12 +229,13 @@ impl PeerState {
         );
 
         // Handles stay valid over reconnects: they lead to this actor, not to a socket.
-        let (sender, closer) = (myself.clone(), myself.clone());
+        let (sender, closer, breaker) = (myself.clone(), myself.clone(), myself.clone());
         (self.options.events)(PeerEvent::Registered {
             registration,
             peer: PeerHandle {
                 send: Arc::new(move |message| cast(&sender, PeerMessage::Send(message))),
                 close: Arc::new(move |reason| cast(&closer, PeerMessage::Close(reason))),
+                fault: Arc::new(move |fault| cast(&breaker, PeerMessage::Fault(fault))),
             },
         });
         self.heartbeat(myself);
@@ -239,7 +251,8 @@ impl PeerState {
             | ToTaskManager::NotifyCheckpointAborted { .. }
             | ToTaskManager::Drain { .. }
             | ToTaskManager::ReleaseJob { .. }
-            | ToTaskManager::HeartbeatRequest { .. } => Vec::new(),
+            | ToTaskManager::HeartbeatRequest { .. }
+            | ToTaskManager::InjectFault(_) => Vec::new(),
         };
         let body = match encode(message) {
             Ok(body) => body,
@@ -370,7 +383,11 @@ impl PeerState {
         let request = ToTaskManager::HeartbeatRequest {
             sequence: *heartbeats,
         };
+        let is_silent = self
+            .silent_until
+            .is_some_and(|until| Instant::now() < until);
         match encode(&request) {
+            Ok(_) if is_silent => {}
             Ok(body) => {
                 let received = self.inbox.received;
                 let link = Link::Message {

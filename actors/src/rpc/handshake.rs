@@ -400,7 +400,7 @@ mod tests {
         ));
         let text = error.into_rpc("jm:1").to_string();
         assert!(
-            text.contains("version 7") && text.contains("1 here"),
+            text.contains("version 7") && text.contains("2 here"),
             "{text}"
         );
     }

@@ -69,6 +69,7 @@ pub(super) fn settings(host: &str) -> ClusterSettings {
             max_retries: 0,
             part_size: 5 << 20,
         },
+        is_chaos_enabled: true,
     }
 }
 
@@ -181,8 +182,6 @@ struct Script {
 pub(super) enum Manners {
     EndWhenCancelled,
     IgnoreCancel,
-    /// Panics in the guardian's thread when told of an aborted checkpoint.
-    BreakGuardian,
 }
 
 pub(super) struct FakeRunner {
@@ -286,9 +285,6 @@ impl RunningTask for FakeTask {
         let manners = *self.0.manners.lock().unwrap();
         if matches!(control, TaskControl::Trigger(_)) {
             self.0.log.lock().unwrap().push("trigger".to_owned());
-        }
-        if matches!(control, TaskControl::NotifyAborted(_)) && manners == Manners::BreakGuardian {
-            panic!("the guardian broke");
         }
         let is_ending = control == TaskControl::Cancel && manners == Manners::EndWhenCancelled;
         let end = {
@@ -571,6 +567,7 @@ pub(super) fn options(
         resource: ResourceId("tm".to_owned()),
         instance: InstanceId(instance),
         leader: Arc::new(Leader(Arc::clone(leader))),
+        faults: crate::fault::FaultPoints::default(),
         abandon_stuck_tasks: false,
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorRef};
 
 use super::{Message, SUBTASKS_KNOWN_MAX, State, TaskManagerEnd, cast};
+use crate::fault::{FaultPlace, FaultSite};
 use crate::job_manager_session::SessionMessage;
 use crate::model::message::{CheckpointAck, CheckpointPlan, TaskOutcome, ToJobManager};
 use crate::model::{
@@ -114,6 +115,11 @@ impl State {
                 self.refuse(attempt, kind);
                 return;
             }
+        }
+        let place = FaultPlace::Task(attempt);
+        if let Err(error) = self.options.faults.hit(FaultSite::OnDeploy, place) {
+            self.refuse(attempt, broken(&error.to_string()));
+            return;
         }
         tracing::info!(job = %attempt.job, vertex = %attempt.vertex, subtask = %attempt.subtask, attempt = %attempt.attempt, "deploying");
         self.releasing.remove(&attempt.job);

@@ -16,6 +16,7 @@ use crate::checkpoint_coordinator::{
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
+use crate::fault::{FaultPoints, Injection};
 use crate::job_manager::{
     JobManager, JobManagerHandle, JobManagerOptions, assign_snapshot, store_coordinators,
 };
@@ -178,6 +179,7 @@ impl Coordinators {
             CoordinatorMessage::Status(reply) => {
                 let _ = reply.send(Vec::new());
             }
+            CoordinatorMessage::Fault(_) => log("fault".to_owned()),
         }
     }
 }
@@ -291,10 +293,12 @@ impl FakeTaskManager {
                 slots,
                 build: BuildId("build".to_owned()),
                 running,
+                is_chaos_enabled: true,
             },
             peer: PeerHandle {
                 send: Arc::new(move |message| this.receive(message)),
                 close: Arc::new(move |why| closing.state.lock().unwrap().closed = Some(why)),
+                fault: Arc::new(|_| {}),
             },
         });
     }
@@ -440,7 +444,8 @@ impl FakeTaskManager {
             }
             ToTaskManager::NotifyCheckpointAborted { .. }
             | ToTaskManager::ReleaseJob { .. }
-            | ToTaskManager::HeartbeatRequest { .. } => {}
+            | ToTaskManager::HeartbeatRequest { .. }
+            | ToTaskManager::InjectFault(_) => {}
         }
     }
 
@@ -508,6 +513,15 @@ impl Cluster {
     }
 
     pub(crate) async fn lead(epoch: u64, stores: Stores, coordinators: Arc<Coordinators>) -> Self {
+        Self::lead_by(settings(), epoch, stores, coordinators).await
+    }
+
+    pub(crate) async fn lead_by(
+        settings: perennial_config::Settings,
+        epoch: u64,
+        stores: Stores,
+        coordinators: Arc<Coordinators>,
+    ) -> Self {
         let spawner = {
             let coordinators = Arc::clone(&coordinators);
             move |context: CoordinatorContext| -> BoxFuture<'static, _> {
@@ -529,6 +543,7 @@ impl Cluster {
             }
         };
         Self::lead_with(
+            settings,
             epoch,
             stores,
             coordinators,
@@ -545,12 +560,14 @@ impl Cluster {
             Arc::new(Leads(LeaderEpoch(epoch))),
             Clock::starting_at(Duration::from_secs(1_000_000)),
             Entropy::seeded(epoch),
+            FaultPoints::default(),
         );
         let assign = Arc::new(assign_snapshot);
-        Self::lead_with(epoch, stores, Arc::default(), spawner, assign).await
+        Self::lead_with(settings(), epoch, stores, Arc::default(), spawner, assign).await
     }
 
     async fn lead_with(
+        settings: perennial_config::Settings,
         epoch: u64,
         stores: Stores,
         coordinators: Arc<Coordinators>,
@@ -558,7 +575,7 @@ impl Cluster {
         assign: Assign,
     ) -> Self {
         let handle = JobManager::start(JobManagerOptions {
-            settings: settings(),
+            settings,
             stores: Arc::clone(&stores) as Arc<dyn StoreFactory>,
             clock: Clock::starting_at(Duration::from_secs(1_000_000)),
             entropy: Entropy::seeded(epoch),
@@ -566,6 +583,7 @@ impl Cluster {
             instance: InstanceId(u128::from(epoch)),
             coordinator,
             assign,
+            faults: FaultPoints::default(),
         })
         .await
         .unwrap();
@@ -595,6 +613,14 @@ impl Cluster {
 
     pub(crate) async fn request(&self, request: ClientRequest) -> Result<ClientResponse, RpcError> {
         self.handle.request(request).await
+    }
+
+    pub(crate) async fn inject(&self, injection: Injection) -> Result<String, RpcError> {
+        let request = ClientRequest::InjectFault(Box::new(injection));
+        match self.request(request).await? {
+            ClientResponse::Injected { victim } => Ok(victim),
+            other => panic!("{other:?}"),
+        }
     }
 
     pub(crate) async fn status(&self, job: JobId) -> JobStatus {
@@ -654,7 +680,7 @@ pub(crate) fn io(message: &str) -> FailureKind {
     }
 }
 
-fn settings() -> perennial_config::Settings {
+pub(crate) fn settings() -> perennial_config::Settings {
     use perennial_config::{
         ClusterSettings, HeartbeatSettings, HighAvailability, S3Settings, Secret, Settings,
     };
@@ -698,6 +724,7 @@ fn settings() -> perennial_config::Settings {
                 max_retries: 0,
                 part_size: 0,
             },
+            is_chaos_enabled: true,
         },
         job: job_settings(),
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use perennial_actors::fault::ActorKind;
 use serde::{Deserialize, Serialize};
 
 use super::{Row, Target, When, millis};
@@ -286,26 +287,6 @@ pub enum DataFault {
     Leftovers,
     /// No descriptor is left.
     NoDescriptors,
-}
-
-/// Kinds of actors, as the supervision tree names them (design.md section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ActorKind {
-    /// Root of a JobManager process.
-    JobManager,
-    /// Of a job.
-    JobMaster,
-    /// Of a job.
-    CheckpointCoordinator,
-    /// One per registered TaskManager, in the JobManager.
-    TaskManagerPeer,
-    /// Root of a TaskManager process.
-    TaskManager,
-    /// The TaskManager's connection to its JobManager.
-    JobManagerSession,
-    /// Guardian of a task.
-    Subtask,
 }
 
 impl Fault {

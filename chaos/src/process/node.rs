@@ -28,11 +28,12 @@ impl Node {
         name: &str,
         binary: &Path,
         arguments: Vec<String>,
+        points: Option<String>,
         logs: &Path,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         let log = logs.join(format!("{name}.log"));
-        let child = spawn(binary, &arguments, &log)?;
+        let child = spawn(binary, &arguments, points.as_deref(), &log)?;
         Ok(Self {
             name: name.to_owned(),
             binary: binary.to_owned(),
@@ -114,14 +115,20 @@ impl Node {
         if self.exit_code()?.is_none() {
             bail!("{} still runs", self.name);
         }
-        self.child = spawn(&self.binary, &self.arguments, &self.log)?;
+        // What struck its predecessor has struck.
+        self.child = spawn(&self.binary, &self.arguments, None, &self.log)?;
         self.ended = None;
         self.may_exit = false;
         Ok(())
     }
 }
 
-fn spawn(binary: &Path, arguments: &[String], log: &Path) -> anyhow::Result<Child> {
+fn spawn(
+    binary: &Path,
+    arguments: &[String],
+    points: Option<&str>,
+    log: &Path,
+) -> anyhow::Result<Child> {
     let mut file: File = OpenOptions::new().create(true).append(true).open(log)?;
     writeln!(file, "--- {} {}", binary.display(), arguments.join(" "))?;
     // Of its own, so that a test can see what a node leaves lying about.
@@ -137,6 +144,7 @@ fn spawn(binary: &Path, arguments: &[String], log: &Path) -> anyhow::Result<Chil
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
         .env("TMPDIR", temporary)
+        .env(crate::node::POINTS, points.unwrap_or_default())
         .current_dir(work)
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)

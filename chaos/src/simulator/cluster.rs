@@ -13,6 +13,7 @@ use perennial_actors::rpc::{MemoryNetwork, MemoryTransport};
 use perennial_config::{HighAvailability, Settings};
 use tokio::runtime::Handle;
 
+use super::inside::Handles;
 use super::plan::{Direction, FaultKind};
 use super::stepper::Stepper;
 use super::stores::{NodeStores, SimulatedStores, Weather};
@@ -40,6 +41,7 @@ pub(super) struct Cluster {
     pub(super) job_manager: Machine<JobManagerNode>,
     pub(super) task_managers: Vec<Machine<TaskManagerNode>>,
     pub(super) later: Vec<(Instant, Undo)>,
+    pub(super) handles: Handles,
 }
 
 /// A place where one node runs at a time.
@@ -90,6 +92,15 @@ impl Cluster {
                 Undo::Calm => self.stores.set_weather(Weather::Calm),
             }
         }
+        let ended = self.handles.take_ended();
+        for machine in 0..self.task_managers.len() {
+            if ended.contains(&task_manager_name(machine)) {
+                self.kill_task_manager(machine, RESPAWN);
+            }
+        }
+        if self.leader_name().is_some_and(|name| ended.contains(&name)) {
+            self.end_job_manager(RESPAWN, "killed");
+        }
         if let Some(running) = &mut self.job_manager.running {
             if running.node.ended().now_or_never().is_some() {
                 self.end_job_manager(RESPAWN, "ended");
@@ -124,12 +135,17 @@ impl Cluster {
         let stores = self.stores.of_node();
         let transport = Arc::new(self.network.node(&name));
         let dice = Entropy::seeded(self.dice.u64());
+        // A JobManager has no tasks.
+        let faults = self
+            .handles
+            .of_node(&name, "", &self.network, &stores, &self.stepper);
         let started = JobManagerNode::start_with(
             settings,
             transport,
             dice,
             self.clock,
             Some(Arc::new(stores.clone())),
+            faults,
         )
         .await;
         match started {
@@ -167,13 +183,18 @@ impl Cluster {
         let mut settings = self.settings.clone();
         settings.cluster.task_manager_host.clone_from(&name);
         settings.cluster.resource_id = Some(name.clone());
+        let tasks = format!("{name}.{incarnation}");
+        let faults = self
+            .handles
+            .of_node(&name, &tasks, &self.network, &stores, &self.stepper);
         let surroundings = TaskManagerSurroundings {
             transport: Arc::new(self.network.node(&name)),
             entropy: Entropy::seeded(self.dice.u64()),
             clock: self.clock,
             stores: Arc::new(stores.clone()),
-            driver: Arc::new(self.stepper.driver(&format!("{name}.{incarnation}"))),
+            driver: Arc::new(self.stepper.driver(&tasks)),
             io: Handle::current(),
+            faults,
         };
         let started = TaskManagerNode::start_with(
             &settings,

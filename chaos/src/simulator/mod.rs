@@ -6,13 +6,15 @@
 
 mod check;
 mod cluster;
+mod inside;
 mod observer;
 mod plan;
 mod stepper;
 mod stores;
 mod trace;
-mod workload;
+use crate::workload;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,18 +23,21 @@ use perennial::cluster::build_id;
 use perennial::connector::CommittedCollect;
 use perennial_actors::clock::{Clock, Instant};
 use perennial_actors::entropy::Entropy;
+use perennial_actors::fault::FaultSite;
 use perennial_actors::model::{JobGraph, JobId, JobState};
 use perennial_actors::rpc::MemoryNetwork;
 use perennial_config::{Secret, Settings};
 
+pub use crate::workload::Workload;
 use check::Records;
 use cluster::{Cluster, Machine};
+use inside::Handles;
+pub use inside::Inside;
 use observer::Observer;
 pub use plan::{Direction, FaultKind, Plan};
 use stepper::Stepper;
 use stores::SimulatedStores;
 use trace::Trace;
-pub use workload::Workload;
 use workload::{Fuse, Output};
 
 /// How often faults, nodes and records are looked at.
@@ -66,6 +71,8 @@ pub struct Report {
     pub restarts: u32,
     /// Virtual time.
     pub elapsed: Duration,
+    /// How often each fault point was hit, over all nodes.
+    pub sites: BTreeMap<FaultSite, u64>,
 }
 
 /// Runs the simulation of a seed.
@@ -74,12 +81,21 @@ pub struct Report {
 /// When no runtime can be built.
 #[must_use]
 pub fn simulate(seed: u64, sabotage: Option<Sabotage>) -> Report {
+    simulate_plan(Plan::of(seed), Inside::default(), sabotage)
+}
+
+/// Runs a plan with faults from inside.
+///
+/// # Panics
+/// When no runtime can be built.
+#[must_use]
+pub fn simulate_plan(plan: Plan, inside: Inside, sabotage: Option<Sabotage>) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs nothing from the system");
-    let report = runtime.block_on(run(Plan::of(seed), sabotage));
+    let report = runtime.block_on(run(plan, inside, sabotage));
     // What a killed node left behind waits for ever; it goes with the runtime.
     drop(runtime);
     report
@@ -117,7 +133,7 @@ pub fn verify(seed: u64) -> Result<Report, String> {
     Ok(first)
 }
 
-async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Report {
+async fn run(plan: Plan, inside: Inside, sabotage: Option<Sabotage>) -> Report {
     let trace = Trace::new();
     let began = Instant::now();
     // Each part has dice of its own, so that a change of one leaves the others' draws alone.
@@ -167,6 +183,7 @@ async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Report {
         job_manager: Machine::new(),
         task_managers: (0..plan.task_managers).map(|_| Machine::new()).collect(),
         later: Vec::new(),
+        handles: Handles::new(inside),
         settings,
     };
     cluster.tend().await;
@@ -196,6 +213,7 @@ async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Report {
         violations.extend(stepper.tasks());
     }
     observer.stop();
+    let sites = cluster.handles.hits();
     let stuck = cluster.shutdown().await;
     if status.is_some() {
         violations.extend(stuck);
@@ -208,6 +226,7 @@ async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Report {
         violations,
         restarts: status.map_or(0, |s| s.summary.restarts),
         elapsed: began.elapsed(),
+        sites,
     }
 }
 
@@ -220,6 +239,7 @@ impl Report {
             violations: vec![error],
             restarts: 0,
             elapsed: Duration::ZERO,
+            sites: BTreeMap::new(),
         }
     }
 }

@@ -379,6 +379,16 @@ pub(super) const KEYS: &[Key] = &[
             Ok(())
         },
     ),
+    node(
+        "chaos.enabled",
+        Kind::Flag,
+        Some("false"),
+        "clients may inject faults; never in production",
+        |d, v| {
+            d.cluster.is_chaos_enabled = parse_flag(v)?;
+            Ok(())
+        },
+    ),
 ];
 
 fn port(text: &str) -> Result<u16, Refusal> {

@@ -227,7 +227,14 @@ impl State {
         }
         if let Some((checkpoint, intent)) = self.sequence.start() {
             let ledger = self.ledger.clone();
+            let (faults, job) = (self.config.faults.clone(), self.config.graph.job);
             self.spawn(async move {
+                if let Intent::Complete(_) = intent {
+                    let site = FaultSite::AfterManifestBeforeRecord;
+                    if let Err(error) = faults.reach(site, FaultPlace::Job(job)).await {
+                        tracing::warn!(%checkpoint, %error, "the record is written nevertheless");
+                    }
+                }
                 let fate = ledger
                     .write(checkpoint, intent.outcome(), intent.on_failure())
                     .await;
@@ -241,13 +248,20 @@ impl State {
     }
 
     pub(super) fn on_decided(&mut self, checkpoint: CheckpointId, intent: Intent, fate: Fate) {
-        if let Fate::Fenced { epoch } = fate {
+        if let Fate::Fenced { epoch } = fate
+            && !self.config.faults.is_sabotaged(Sabotage::IgnoreEpoch)
+        {
             self.fence(epoch);
             return;
         }
         self.sequence.decided(checkpoint);
         match (intent, fate) {
-            (Intent::Complete(_), Fate::Written) => self.on_completed(checkpoint),
+            (Intent::Complete(_), Fate::Written) => {
+                if let Err(error) = self.hit(FaultSite::AfterRecordBeforeNotify) {
+                    tracing::warn!(%checkpoint, %error, "the checkpoint is complete nevertheless");
+                }
+                self.on_completed(checkpoint);
+            }
             (Intent::Complete(_), _not_written) => {
                 if let Some(c) = self.completing.remove(&checkpoint) {
                     let text = "its record could not be written";

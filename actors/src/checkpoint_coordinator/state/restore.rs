@@ -52,8 +52,13 @@ impl State {
     }
 
     pub(super) fn choose_restore(&mut self, reply: RestoreReply) {
+        if let Err(error) = self.hit(FaultSite::OnRestoreChoice) {
+            let message = error.to_string();
+            let _ = reply.send(Err(FailureKind::Io { message })); // May have gone.
+            return;
+        }
         let graph = Arc::clone(&self.config.graph);
-        let rungs: Vec<Rung> = self
+        let mut rungs: Vec<Rung> = self
             .completed
             .iter()
             .map(|(n, c)| Rung {
@@ -62,6 +67,9 @@ impl State {
                 damage: c.damage.clone(),
             })
             .collect();
+        if self.config.faults.is_sabotaged(Sabotage::RestoreOlder) && rungs.len() > 1 {
+            rungs.pop();
+        }
         let chosen = checkpoint::choose(
             &rungs,
             graph.start_from.is_some(),

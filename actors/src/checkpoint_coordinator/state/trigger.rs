@@ -4,6 +4,10 @@ use super::*;
 
 impl State {
     pub(super) fn on_savepoint(&mut self, request: SavepointRequest) {
+        if let Err(error) = self.hit(FaultSite::OnSavepoint) {
+            let _ = request.reply.send(Err(error.to_string())); // May have gone.
+            return;
+        }
         match request.kind {
             SnapshotKind::Savepoint | SnapshotKind::StopWithSavepoint => {
                 if let Err((request, reason)) = self.queue.savepoint(request) {
@@ -187,5 +191,8 @@ impl State {
             },
         );
         self.emit(CoordinatorEvent::Trigger(plans));
+        if let Err(error) = self.hit(FaultSite::WithCheckpointPending) {
+            self.fail(checkpoint, Reason::Declined, &error.to_string());
+        }
     }
 }

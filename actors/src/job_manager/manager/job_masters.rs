@@ -10,6 +10,7 @@ use ractor::{ActorId, ActorRef, SupervisionEvent};
 use super::Manager;
 use crate::clock::Instant;
 use crate::failover::SubtaskId;
+use crate::fault::Sabotage;
 use crate::job_manager::store::{JobRecord, Past};
 use crate::job_manager::{
     HISTORY_MAX, HISTORY_PAUSE, JOB_MASTER_RESTARTS_MAX, JOB_MASTER_RESTARTS_WINDOW, JobManagerEnd,
@@ -117,6 +118,7 @@ impl Manager {
             used_waves: entry.used_waves,
             recovered,
             history: entry.history.clone(),
+            faults: self.options.faults.clone(),
         };
         match JobMaster::spawn(options, myself.get_cell()).await {
             Ok(master) => entry.runner = Runner::Active(master),
@@ -272,7 +274,9 @@ impl Manager {
                 status,
                 answers,
             } => {
-                self.pool.release(job);
+                if !self.options.faults.is_sabotaged(Sabotage::LeakSlot) {
+                    self.pool.release(job);
+                }
                 self.waiting.retain(|waiting| *waiting != job);
                 if let Some(entry) = self.jobs.get_mut(&job) {
                     let runner = std::mem::replace(

@@ -12,6 +12,7 @@ use super::{Manager, STOP_MARGIN};
 use crate::clock::Instant;
 use crate::failover::SubtaskId;
 use crate::job_manager::JobManagerMessage;
+use crate::fault::{FaultPlace, FaultSite};
 use crate::job_master::JobMasterMessage;
 use crate::model::message::{Registration, ToJobManager, ToTaskManager};
 use crate::model::{
@@ -23,7 +24,8 @@ pub(in crate::job_manager) struct TaskManagerEntry {
     pub(in crate::job_manager) location: TaskManagerLocation,
     pub(super) build: BuildId,
     pub(super) slots: u32,
-    pub(super) peer: PeerHandle,
+    pub(in crate::job_manager) peer: PeerHandle,
+    pub(in crate::job_manager) is_chaos_enabled: bool,
     pub(in crate::job_manager) last_heartbeat: Instant,
     /// Attempts of former leaders, or given up by us, that still run there. Bounded by the registration's frame.
     pub(super) to_stop: BTreeSet<ExecutionAttemptId>,
@@ -41,8 +43,14 @@ impl Manager {
             slots,
             build,
             running,
+            is_chaos_enabled,
         } = registration;
         let instance = location.instance;
+        let site = FaultSite::OnRegister;
+        if let Err(error) = self.options.faults.hit(site, FaultPlace::Node) {
+            // It comes again.
+            return (peer.close)(error.to_string());
+        }
         let replaced: Vec<_> = self
             .task_managers
             .values()
@@ -100,6 +108,7 @@ impl Manager {
                 build,
                 slots,
                 peer: peer.clone(),
+                is_chaos_enabled,
                 last_heartbeat: self.options.clock.now(),
                 to_stop: stop,
             },

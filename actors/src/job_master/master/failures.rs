@@ -10,6 +10,7 @@ use super::{Master, Phase, Preparation, STOP_MARGIN, Slots};
 use crate::clock::Instant;
 use crate::execution_graph::TaskReport;
 use crate::failover::SubtaskId;
+use crate::fault::{FaultSite, Sabotage};
 use crate::job_master::recovery::Recovery;
 use crate::job_master::{DAMAGED_MAX, Timer};
 use crate::model::message::ToTaskManager;
@@ -54,6 +55,10 @@ impl Master {
                 return;
             }
         }
+        // Deciding cannot fail: what shall is only told.
+        if let Err(error) = self.hit(FaultSite::OnFailover) {
+            self.notice(error.to_string());
+        }
         match failure.kind.recoverability() {
             Recoverability::Fenced => return self.fenced(failure.to_string()),
             Recoverability::Unrecoverable => {
@@ -81,6 +86,8 @@ impl Master {
         let now = self.now();
         let times = if self.options.graph.settings.restart.is_strict {
             failed.len().max(1)
+        } else if self.options.faults.is_sabotaged(Sabotage::MiscountRestarts) {
+            2
         } else {
             1
         };

@@ -11,6 +11,7 @@ use super::{CoordinatorState, Master, Phase, Slots, cast, subtask_of};
 use crate::checkpoint_coordinator::{CoordinatorMessage, RestoreChoice};
 use crate::execution_graph::TaskReport;
 use crate::failover::SubtaskId;
+use crate::fault::FaultSite;
 use crate::job_master::deploy::{Restore, deployments};
 use crate::job_master::{
     CoordinatorContext, GrantedSlot, JobMasterMessage, JobMasterReport, StartedCoordinator, Timer,
@@ -180,6 +181,11 @@ impl Master {
     }
 
     fn deploy(&mut self, tasks: BTreeSet<SubtaskId>, choice: RestoreChoice) {
+        if let Err(error) = self.hit(FaultSite::BeforeDeploy) {
+            let message = error.to_string();
+            let failure = TaskFailure::of_job(FailureKind::Internal { message });
+            return self.fail(failure, &[], Some(Incident::New));
+        }
         let graph = Arc::clone(&self.options.graph);
         let mut former = self.former.clone();
         former.extend(
@@ -254,6 +260,7 @@ impl Master {
         });
         self.may_finish = false;
         self.is_final_asked = false;
+        let armed = self.armed.of_tasks(&tasks);
         self.phase = Phase::Deploying { tasks };
         for (instance, tasks) in by_instance {
             self.send(
@@ -263,6 +270,14 @@ impl Master {
                     tasks,
                 },
             );
+        }
+        for (id, fault) in armed {
+            self.send_fault(id, fault);
+        }
+        if let Err(error) = self.hit(FaultSite::AfterDeploy) {
+            let message = error.to_string();
+            let failure = TaskFailure::of_job(FailureKind::Internal { message });
+            self.fail(failure, &[], Some(Incident::New));
         }
     }
 }

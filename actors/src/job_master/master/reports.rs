@@ -116,6 +116,7 @@ impl Master {
         let was_stopping = from == TaskState::Canceling;
         match outcome {
             TaskOutcome::Failed(failure) => {
+                self.armed.struck(&failure);
                 let failure = self.placed(*failure, attempt);
                 if was_stopping {
                     self.also_failed(failure);
