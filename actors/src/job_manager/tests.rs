@@ -428,6 +428,108 @@ async fn a_history_that_cannot_be_stored_or_read_costs_nothing_else() {
     assert_eq!(status.recoveries.len(), 1, "only that of the second leader");
 }
 
+/// A TaskManager whose task ignored its cancellation lives on with a slot less: the job's slot there is gone, and taken elsewhere.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_slot_is_given_to_nobody() {
+    let mut cluster = Cluster::start(&[2, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let host = cluster.task_managers[0].clone();
+    assert_eq!(host.running().len(), 4, "two slots of two tasks");
+    let spare = cluster.add(1, running());
+    let stuck = host.running()[0];
+    host.state.lock().unwrap().running.remove(&stuck);
+    host.register(1);
+    let kind = FailureKind::CancellationTimeout { seconds: 30 };
+    host.fail(stuck, kind);
+    cluster.until_recovered(JOB, 1).await;
+    assert_eq!((host.running().len(), spare.running().len()), (2, 2));
+    // It kept the slot whose tasks were well.
+    assert!(host.running().iter().all(|a| a.subtask != stuck.subtask));
+    let Ok(ClientResponse::TaskManagers(list)) =
+        cluster.request(ClientRequest::ListTaskManagers).await
+    else {
+        panic!("a list");
+    };
+    assert!(list.iter().all(|tm| tm.slots == (0, 1)), "{list:?}");
+
+    // The task ends after all: the slot is back, and the next loss finds it.
+    host.register(2);
+    spare.lose();
+    cluster.until_recovered(JOB, 2).await;
+    assert_eq!(host.running().len(), 4);
+}
+
+/// Whatever a registration says, the JobManager lives on, and nobody gets slots that cannot be.
+#[tokio::test(start_paused = true)]
+async fn registrations_that_cannot_be_true_are_refused() {
+    let mut cluster = Cluster::start(&[1, 1, 1], running()).await;
+    for _ in 0..2 {
+        let liar = cluster.add(u32::MAX, running());
+        let why = liar
+            .state
+            .lock()
+            .unwrap()
+            .closed
+            .clone()
+            .unwrap_or_default();
+        let why = match why.as_str() {
+            "" => {
+                until("refused", async || {
+                    liar.state.lock().unwrap().closed.clone()
+                })
+                .await
+            }
+            _ => why,
+        };
+        assert!(why.contains("taskmanager.numberOfTaskSlots"), "{why}");
+    }
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let tasks = |n: usize| cluster.task_managers[n].running().len();
+    assert_eq!((tasks(3), tasks(4)), (0, 0));
+
+    // The same process under another address: what it was is lost.
+    let mut other = cluster.task_managers[0].clone();
+    other.location.data_address = "elsewhere:1".to_owned();
+    cluster.add(1, running());
+    other.register(1);
+    until("given up", async || {
+        other.state.lock().unwrap().closed.clone()
+    })
+    .await;
+    cluster.until_recovered(JOB, 1).await;
+    assert_eq!(cluster.task_managers[5].running().len(), 2);
+}
+
+/// Registering again changes nothing; a report about a task of another TaskManager is no report.
+#[tokio::test(start_paused = true)]
+async fn a_taskmanager_speaks_for_its_own_tasks_only() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    let before = cluster.until_state(JOB, JobState::Running).await;
+    let (one, other) = (&cluster.task_managers[0], &cluster.task_managers[1]);
+    one.register(1);
+    let foreign = other.running()[0];
+    one.fail(foreign, crate::testing::cluster::io("not mine"));
+    // Claims to run tasks that no job has, of an epoch that nobody leads in.
+    let mut invented = one.running()[0];
+    invented.subtask = SubtaskIndex(u32::MAX);
+    invented.epoch = LeaderEpoch(99);
+    one.state.lock().unwrap().running.insert(invented);
+    one.register(1);
+    until("told to stop it", async || {
+        one.has_received(
+            |m| matches!(m, ToTaskManager::Registered { stop, .. } if stop == &[invented]),
+        )
+        .then_some(())
+    })
+    .await;
+    let after = cluster.status(JOB).await;
+    assert_eq!(after.recoveries, []);
+    assert_eq!(after.subtasks, before.subtasks);
+}
+
 /// The real coordinator: checkpoints, a failure that restores the newest, a savepoint, another leader, a stop, and no second life.
 #[tokio::test(start_paused = true)]
 async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_stops_for_good() {

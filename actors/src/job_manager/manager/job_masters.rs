@@ -2,7 +2,7 @@
 //!
 //! Invariant: no JobMaster of a job begins while tasks of a broken predecessor may still run.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ractor::{ActorId, ActorRef, SupervisionEvent};
@@ -189,7 +189,7 @@ impl Manager {
                 (task_manager.peer.send)(ToTaskManager::Stop { attempts });
             }
             self.watch_stops(myself, instance);
-            self.refresh_offer(instance);
+            self.refresh_offer(instance, &BTreeSet::new());
         }
         self.resume_stopped(myself).await;
     }

@@ -1,20 +1,22 @@
 //! Who gets which slots: jobs are served first come first served, and near the state that they left in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Manager;
 use super::job_masters::Runner;
 use crate::job_master::{GrantedSlot, JobMasterMessage};
-use crate::model::InstanceId;
+use crate::model::{InstanceId, JobId};
 
 impl Manager {
-    pub(super) fn refresh_offer(&mut self, instance: InstanceId) {
+    /// `busy`: slots in which tasks run, where the TaskManager may have come to offer less.
+    pub(super) fn refresh_offer(&mut self, instance: InstanceId, busy: &BTreeSet<(JobId, u32)>) {
         if let Some(entry) = self.task_managers.get(&instance) {
             self.pool.offer(
                 entry.location.clone(),
                 entry.build.clone(),
                 entry.slots,
                 entry.to_stop.is_empty(),
+                busy,
             );
         }
     }

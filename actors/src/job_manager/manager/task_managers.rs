@@ -19,6 +19,7 @@ use crate::model::{
     BuildId, ExecutionAttemptId, FailureKind, InstanceId, JobId, TaskManagerLocation,
 };
 use crate::peer::PeerHandle;
+use crate::slot_pool::TASK_MANAGER_SLOTS_MAX;
 
 pub(in crate::job_manager) struct TaskManagerEntry {
     pub(in crate::job_manager) location: TaskManagerLocation,
@@ -38,6 +39,19 @@ impl Manager {
         registration: Registration,
         peer: PeerHandle,
     ) {
+        if let Some(why) = self.why_refused(&registration) {
+            let location = registration.location;
+            tracing::error!(resource = %location.resource, instance = %location.instance, why, "registration refused");
+            let cause = FailureKind::TaskManagerLost {
+                resource: location.resource,
+                instance: location.instance,
+                message: why.clone(),
+            };
+            // What was known of it can no longer be believed.
+            self.lose(myself, location.instance, &cause).await;
+            (peer.close)(why);
+            return;
+        }
         let Registration {
             location,
             slots,
@@ -87,6 +101,10 @@ impl Manager {
                     vertex: attempt.vertex,
                     subtask: attempt.subtask,
                 };
+                let vertex = entry.graph.vertices.get(id.vertex.0 as usize);
+                if vertex.is_none_or(|vertex| id.subtask.0 >= vertex.parallelism) {
+                    continue;
+                }
                 let newest = entry.former.entry(id).or_insert((*attempt, instance));
                 if *attempt > newest.0 {
                     *newest = (*attempt, instance);
@@ -114,7 +132,16 @@ impl Manager {
             },
         );
         self.watch_stops(myself, instance);
-        self.refresh_offer(instance);
+        // A task that should run here and does not may have been abandoned: its slot is the one that is not offered any more.
+        let slot_of = |attempt: &ExecutionAttemptId| (attempt.job, attempt.subtask.0);
+        let missing: BTreeSet<_> = placed
+            .iter()
+            .filter(|attempt| !running.contains(attempt))
+            .map(slot_of)
+            .collect();
+        let mut busy: BTreeSet<_> = running.iter().map(slot_of).collect();
+        busy.retain(|slot| !missing.contains(slot));
+        self.refresh_offer(instance, &busy);
         if is_known {
             // What a broken JobMaster left behind and is no longer there has ended.
             for entry in self.jobs.values_mut() {
@@ -138,6 +165,59 @@ impl Manager {
         self.serve_slots();
     }
 
+    /// What cannot be true: nobody has so many slots, and no process changes what it is.
+    fn why_refused(&self, registration: &Registration) -> Option<String> {
+        let Registration {
+            location,
+            slots,
+            build,
+            ..
+        } = registration;
+        if *slots > TASK_MANAGER_SLOTS_MAX {
+            return Some(format!(
+                "it offers {slots} slots: at most {TASK_MANAGER_SLOTS_MAX} are possible (taskmanager.numberOfTaskSlots)"
+            ));
+        }
+        let known = self.task_managers.get(&location.instance)?;
+        if known.location != *location {
+            return Some(format!(
+                "the same process registered as {} at {} before",
+                known.location.resource, known.location.data_address
+            ));
+        }
+        (known.build != *build).then(|| {
+            format!(
+                "the same process registered with build {} before, now with {build}",
+                known.build
+            )
+        })
+    }
+
+    /// The attempt that a report is about, when it was deployed somewhere else.
+    fn task_of_another(
+        &self,
+        instance: InstanceId,
+        message: &ToJobManager,
+    ) -> Option<ExecutionAttemptId> {
+        let attempt = match message {
+            ToJobManager::TaskRestored { attempt, .. }
+            | ToJobManager::TaskRunning { attempt }
+            | ToJobManager::TaskFirstRecord { attempt }
+            | ToJobManager::TaskAwaitingFinal { attempt }
+            | ToJobManager::TaskEnded { attempt, .. } => *attempt,
+            ToJobManager::CheckpointAck(_)
+            | ToJobManager::CheckpointDeclined { .. }
+            | ToJobManager::Heartbeat { .. }
+            | ToJobManager::Goodbye { .. } => return None,
+        };
+        let id = SubtaskId {
+            vertex: attempt.vertex,
+            subtask: attempt.subtask,
+        };
+        let (placed, on) = self.jobs.get(&attempt.job)?.placed.get(&id)?;
+        (*placed == attempt && *on != instance).then_some(attempt)
+    }
+
     /// Former tasks that do not end cost their TaskManager.
     pub(super) fn watch_stops(&self, myself: &ActorRef<JobManagerMessage>, instance: InstanceId) {
         let timeout = self.options.settings.job.cancellation_timeout;
@@ -158,6 +238,10 @@ impl Manager {
         instance: InstanceId,
         message: ToJobManager,
     ) {
+        if let Some(attempt) = self.task_of_another(instance, &message) {
+            tracing::error!(%instance, %attempt, "report about a task of another TaskManager ignored");
+            return;
+        }
         let Some(task_manager) = self.task_managers.get_mut(&instance) else {
             // It was given up; when it comes back it is told what to stop.
             tracing::debug!(%instance, "message of a lost TaskManager ignored");
@@ -196,7 +280,7 @@ impl Manager {
                     JobMasterMessage::FromTaskManager { instance, message },
                 );
                 if was_former && is_clean {
-                    self.refresh_offer(instance);
+                    self.refresh_offer(instance, &BTreeSet::new());
                     self.serve_slots();
                 }
                 return self.resume_stopped(myself).await;
