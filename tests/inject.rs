@@ -141,7 +141,7 @@ fn a_function_that_never_returns_costs_its_process_when_it_is_cancelled() {
 fn a_panic_of_any_actor_does_not_show_in_the_output() {
     let seed = Seed::announce("inject", "a_panic_of_any_actor_does_not_show_in_the_output");
     let mut cluster = ProcessCluster::start(plan()).unwrap();
-    let job = Detection::submit(&cluster, &seed, Duration::from_secs(12)).unwrap();
+    let job = Detection::submit(&cluster, &seed, Duration::from_secs(30)).unwrap();
     let id = job.job.parse().unwrap();
     for actor in [
         ActorAddress::JobMaster(id),
@@ -181,7 +181,7 @@ fn jumping_clocks_and_slow_actors_restart_nothing_and_silence_restarts_once() {
         "jumping_clocks_and_slow_actors_restart_nothing_and_silence_restarts_once",
     );
     let mut cluster = ProcessCluster::start(plan()).unwrap();
-    let job = Detection::submit(&cluster, &seed, Duration::from_secs(12)).unwrap();
+    let job = Detection::submit(&cluster, &seed, Duration::from_secs(20)).unwrap();
     job.wait_for_progress(&mut cluster);
     let day = 86_400_000;
     for (node, millis) in [

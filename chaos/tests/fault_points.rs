@@ -66,7 +66,7 @@ fn the_shipped_binary_has_no_fault_points_and_the_chaos_node_has_all() {
 fn nodes_that_end_at_fault_points_do_not_show_in_the_output_and_every_site_is_hit() {
     let workload = Workload {
         seed: 7,
-        events: 6000,
+        events: 9000,
         rate: 150.0,
         keys: 40,
         process_parallelism: 2,

@@ -52,7 +52,7 @@ impl DrivenTask {
 
     /// The last call.
     pub fn end(self, last: Option<StepResult>, panic: Option<FailureKind>) {
-        self.0.end(last.map(|s| s.0), panic);
+        end(self.0, last.map(|s| s.0), panic);
     }
 }
 
@@ -61,6 +61,13 @@ impl DrivenTask {
 fn catch<T>(work: impl FnOnce() -> T) -> Result<T, FailureKind> {
     let panics = TaskPanics::record();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|_| panics.take())
+}
+
+/// A panic while user functions are closed masks nothing: the outcome has left by then, or leaves while it unwinds.
+fn end(task: Box<dyn Drivable>, last: Option<Step>, panic: Option<FailureKind>) {
+    if let Err(panic) = catch(|| task.end(last, panic)) {
+        tracing::warn!(error = %panic, "closing the task panicked");
+    }
 }
 
 /// What a step came to.
@@ -187,8 +194,8 @@ impl TaskDriver for ThreadDriver {
                 }
             });
             match driven {
-                Ok(end) => task.0.end(Some(end), None),
-                Err(panic) => task.0.end(None, Some(panic)),
+                Ok(last) => end(task.0, Some(last), None),
+                Err(panic) => end(task.0, None, Some(panic)),
             }
         })
     }

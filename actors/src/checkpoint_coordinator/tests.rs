@@ -60,6 +60,7 @@ struct World {
     graph: JobGraph,
     /// Of a former leader.
     history: Vec<CheckpointStatus>,
+    faults: FaultPoints,
 }
 
 struct Leader {
@@ -78,6 +79,7 @@ impl World {
             epoch: Arc::default(),
             graph: graph(2, 8, false),
             history: Vec::new(),
+            faults: FaultPoints::default(),
         }
     }
 
@@ -100,7 +102,7 @@ impl World {
             events: Arc::new(move |event| {
                 let _ = sender.send(event);
             }),
-            faults: FaultPoints::default(),
+            faults: self.faults.clone(),
         };
         let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
         let (handle, _) = CheckpointCoordinator::spawn(config, root.get_cell())
@@ -1105,4 +1107,52 @@ async fn the_checkpoints_of_a_former_leader_stay_in_the_history() {
     let status = third.status().await;
     assert_eq!(status[0].state, CheckpointState::Failed);
     assert!(status[0].failure.as_deref().unwrap().contains("JobManager"));
+}
+
+/// Epochs of the records, by number.
+#[cfg(feature = "fault-points")]
+fn epochs(world: &World) -> Vec<u64> {
+    (1..)
+        .map_while(|n| world.store.record(n))
+        .map(|record| record.epoch.0)
+        .collect()
+}
+
+/// Two leaders on one store, each with its own idea of who takes part, until the first has had its say after the second's claim. What
+/// makes it fall silent is the epoch alone: with the switch, its records stand behind its successor's, and epochs fall (S3).
+#[cfg(feature = "fault-points")]
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_ignores_the_epoch_is_seen_in_the_order_of_epochs() {
+    use crate::fault::{Platform, Sabotage};
+    struct Nowhere;
+    impl Platform for Nowhere {
+        fn exit(&self) {}
+        fn stop(&self) {}
+        fn sleep(&self, _: Duration) {}
+    }
+    let mut world = World::new();
+    for sabotage in [&[][..], &[Sabotage::IgnoreEpoch]] {
+        world = World {
+            faults: FaultPoints::armed("jm", Vec::new(), sabotage, Arc::new(Nowhere)),
+            ..World::new()
+        };
+        let mut first = world.lead(1).await;
+        first.run();
+        first.checkpoint(&world).await;
+        let plans = first.trigger().await;
+        let second = world.lead(2).await;
+        assert!(second.restored().await.is_some());
+        first.ack(&world.stores, &plans);
+        if sabotage.is_empty() {
+            assert_eq!(first.fenced().await, LeaderEpoch(2));
+            assert!(epochs(&world).is_sorted());
+            continue;
+        }
+        first.aborted().await;
+        let plans = first.trigger().await;
+        first.ack(&world.stores, &plans);
+        first.aborted().await;
+    }
+    let epochs = epochs(&world);
+    assert!(!epochs.is_sorted(), "{epochs:?}");
 }

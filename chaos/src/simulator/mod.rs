@@ -194,6 +194,10 @@ async fn run(plan: Plan, inside: Inside, sabotage: Option<Sabotage>) -> Report {
     match &status {
         Some(status) if status.summary.state == JobState::Finished => {
             violations.extend(check::output(&plan.workload, &sink));
+            violations.extend(check::restarts(status));
+            if let Some(task_managers) = observer.task_managers() {
+                violations.extend(check::slots(&task_managers));
+            }
         }
         Some(status) => violations.push(format!(
             "the job is {}: {:?}",
