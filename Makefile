@@ -1,8 +1,8 @@
 # The commands of this repository. `make help` lists them.
 
 SHELL := /bin/bash
-# Found also when no shell file names it.
-export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# Found also when no shell file names it; first, because a distribution's own cargo is mostly too old.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help run check test bench setup setup-test
 
@@ -27,7 +27,7 @@ test: check ## check, then every test, against a real S3 server that it starts a
 
 bench: setup ## measures what the README shows, each figure beside a bare loop (about 10 minutes)
 	cargo build --locked --release -p perennial --bins
-	cargo run --locked --release -p perennial-chaos --example figures -- $${CARGO_TARGET_DIR:-target}/release/perennial
+	cargo run --locked --release -p perennial-chaos --example figures -- "$${CARGO_TARGET_DIR:-target}/release/perennial"
 
 setup:
 	@scripts/setup run

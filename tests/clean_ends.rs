@@ -13,6 +13,7 @@ use std::time::Duration;
 use perennial_actors::model::JobState;
 use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::seed::Seed;
+use rustix::process::{Pid, Signal, kill_process};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -245,17 +246,14 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
                 serde_json::from_slice(&perennial(&["list", "--taskmanagers"]).stdout).ok();
             nodes.is_some_and(|nodes| nodes.as_array().is_some_and(|n| n.len() == 2))
         });
-        let terminated = Command::new("kill")
-            .args(["-TERM", &start.id().to_string()])
-            .status()
-            .unwrap();
+        let terminated = kill_process(Pid::from_child(&start), Signal::TERM);
         let ended = wait(|| start.try_wait().unwrap().is_some());
         if !ended {
             start.kill().unwrap();
         }
         let code = start.wait().unwrap().code();
         assert!(
-            came_up && terminated.success(),
+            came_up && terminated.is_ok(),
             "the cluster did not come up: {more:?}"
         );
         assert_eq!((ended, code), (true, Some(0)), "{more:?}");

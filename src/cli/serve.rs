@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::{Command as Process, ExitCode, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -253,7 +254,7 @@ impl Drop for Nodes {
     fn drop(&mut self) {
         for (_, child) in &self.running {
             // Gone already: then there is nothing to tell.
-            let _ = Process::new("kill").arg(child.id().to_string()).status();
+            let _ = kill_process(Pid::from_child(child), rustix::process::Signal::TERM);
         }
         let deadline = perennial_actors::clock::Instant::now() + CHILDREN_GRACE;
         for (role, child) in &mut self.running {
@@ -274,6 +275,8 @@ impl Drop for Nodes {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::test_kill_process;
+
     use super::*;
 
     fn process(seconds: &str) -> std::process::Child {
@@ -290,11 +293,9 @@ mod tests {
             panic!("another error");
         };
         assert!(message.starts_with("jobmanager process"), "{message}");
-        let left = nodes.running[0].1.id();
+        let left = Pid::from_child(&nodes.running[0].1);
         drop(nodes);
-        let mut probe = Process::new("kill");
-        probe.args(["-0", &left.to_string()]).stderr(Stdio::null());
-        assert!(!probe.status().unwrap().success());
+        assert!(test_kill_process(left).is_err());
     }
 
     /// One of several TaskManagers is missed by the jobs, not by the command.
