@@ -241,6 +241,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Re
 
 #[cfg(test)]
 mod tests {
+    use perennial_actors::fault::FaultPoints;
     use std::collections::VecDeque;
 
     use super::*;
@@ -307,7 +308,7 @@ mod tests {
             ])
             .unwrap()
         };
-        let node = crate::cluster::JobManagerNode::start(settings("right")).await;
+        let node = crate::cluster::JobManagerNode::start(settings("right"), FaultPoints::default()).await;
         let node = node.unwrap();
         assert!(node.leads().await);
         let cli = Cli::parse_from(["perennial", "-m", node.address(), "list"]);

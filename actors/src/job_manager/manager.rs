@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use self::job_masters::unreadable;
 pub(super) use self::job_masters::{JobEntry, Runner};
-use self::task_managers::TaskManagerEntry;
+pub(super) use self::task_managers::TaskManagerEntry;
 use super::store::{JobStore, StoredJob};
 use super::{JobManagerEnd, JobManagerMessage, JobManagerOptions};
 use crate::fault::ActorKind;
