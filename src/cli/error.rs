@@ -43,15 +43,15 @@ pub(crate) enum CliError {
     /// A task could not be stopped.
     #[error("{0}")]
     StuckTask(String),
-    /// The text is no job id.
+    /// The arguments do not fit each other, or name no job of the cluster.
     #[error("{0}")]
-    BadJobId(String),
+    Usage(String),
 }
 
 impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Job(_) | Self::BadJobId(_) => 2,
+            Self::Job(_) | Self::Usage(_) => 2,
             Self::Unreachable { .. } | Self::NoJobManager(_) => 3,
             Self::Config(_) => 4,
             Self::NotLeader(_) => 5,

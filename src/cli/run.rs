@@ -11,7 +11,9 @@ use perennial_actors::client::Client;
 use perennial_actors::clock::Instant;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
-use perennial_actors::model::{JobGraph, JobId, JobState, JobStatus, JobSummary, StartFrom};
+use perennial_actors::model::{
+    JobGraph, JobId, JobState, JobStatus, JobSummary, RecoveryRecord, StartFrom,
+};
 use perennial_actors::rpc::TcpTransport;
 use perennial_config::{Loaded, Settings};
 
@@ -100,10 +102,10 @@ impl Connection {
         let mut matching = matching.into_iter();
         match (matching.next(), matching.next()) {
             (Some(job), None) => Ok(job.job),
-            (None, _) => Err(CliError::BadJobId(format!(
+            (None, _) => Err(CliError::Usage(format!(
                 "no job is named `{text}` or has an id that begins with it: `perennial list` shows the jobs"
             ))),
-            (Some(_), Some(_)) => Err(CliError::BadJobId(format!(
+            (Some(_), Some(_)) => Err(CliError::Usage(format!(
                 "several jobs match `{text}`: give the id, or more digits of it (`perennial list`)"
             ))),
         }
@@ -136,6 +138,11 @@ pub(super) fn run(
         .and_then(|(_, run)| run.subcommand())
         .ok_or_else(|| CliError::Config("no job named".into()))?;
     let args = RunArgs::from_arg_matches(matches).map_err(|e| CliError::Config(e.to_string()))?;
+    if args.local && cli.jobmanager.is_some() {
+        return Err(CliError::Usage(
+            "--local starts a cluster of its own and --jobmanager names another: leave one of them out".into(),
+        ));
+    }
     let options = registry.get(name)?.options.iter();
     let arguments: BTreeMap<String, String> = options
         .filter_map(|o| {
@@ -309,6 +316,32 @@ fn finish(status: &JobStatus) -> Result<ExitCode, CliError> {
     }
 }
 
+/// What of a job's recoveries was shown, by their numbers: of the history the oldest go.
+#[derive(Debug, Default)]
+struct Recoveries {
+    caused: u32,
+    done: u32,
+}
+
+impl Recoveries {
+    /// Each cause once it is known, and each outcome once it is complete.
+    fn news(&mut self, all: &[RecoveryRecord]) -> Vec<String> {
+        let mut news = Vec::new();
+        for one in all {
+            if one.number > self.caused {
+                self.caused = one.number;
+                news.push(format!("recovery {}", output::recovery_cause(one)));
+            }
+            if one.number > self.done && one.phases.total_ms.is_some() {
+                self.done = one.number;
+                let outcome = output::recovery_outcome(one);
+                news.push(format!("recovery #{}:\n{outcome}", one.number));
+            }
+        }
+        news
+    }
+}
+
 /// Shows progress until the job has ended.
 async fn watch(
     cli: &Cli,
@@ -326,7 +359,7 @@ async fn watch(
     });
     let mut last: Option<(Instant, u64)> = None;
     let mut last_line = None;
-    let mut recoveries = 0;
+    let mut recoveries = Recoveries::default();
     loop {
         let status = match connection.status(job).await {
             Ok(status) => status,
@@ -350,14 +383,12 @@ async fn watch(
         last = Some((now, records));
         if !cli.json {
             let line = output::progress(&status, rate, now - began);
-            for recovery in status.recoveries.iter().skip(recoveries) {
-                let text = format!("recovery {}", output::recovery(recovery).trim_end());
+            for text in recoveries.news(&status.recoveries) {
                 match &bar {
                     Some(bar) => bar.println(text),
                     None => output::note(&text),
                 }
             }
-            recoveries = status.recoveries.len();
             let waits_for = status
                 .note
                 .as_deref()

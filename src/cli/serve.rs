@@ -37,6 +37,8 @@ pub(super) fn init_log(cli: &Cli, default: &str) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // They would be printed where printing has just failed, and that panics.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // A program that embeds this may have set its own.
     let _ = match cli.log_format {
@@ -64,7 +66,19 @@ async fn asked_to_end() -> Result<(), CliError> {
     Ok(())
 }
 
+/// A node takes its addresses from the configuration, so that it cannot go to another cluster than its checkpoints do.
+fn needs_no_address(cli: &Cli) -> Result<(), CliError> {
+    match cli.jobmanager {
+        None => Ok(()),
+        Some(_) => Err(CliError::Usage(
+            "--jobmanager is for commands that talk to a running cluster: a node takes `-D jobmanager.rpc.address=HOST -D jobmanager.rpc.port=PORT`, or these keys in its configuration file"
+                .into(),
+        )),
+    }
+}
+
 pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
@@ -89,6 +103,7 @@ pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
 }
 
 pub(super) fn task_manager(cli: &Cli, registry: &JobRegistry) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
@@ -121,6 +136,7 @@ pub(super) fn start(
     args: &StartArgs,
     registry: &JobRegistry,
 ) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     if args.processes {
