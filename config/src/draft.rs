@@ -368,7 +368,10 @@ impl Draft {
                 Some(host) => format!(
                     "no cluster secret set, and the node listens on {host}: whoever reaches it can run jobs"
                 ),
-                None => "no cluster secret set".to_owned(),
+                None => {
+                    "no cluster secret set: whoever reaches this machine's own ports can run jobs"
+                        .to_owned()
+                }
             };
             remarks.push(("security.cluster-secret", text));
         }

@@ -133,7 +133,7 @@ impl Sources {
             }
             _ => Err(ConfigError::Syntax {
                 origin: Origin::Override,
-                message: "expected key=value".into(),
+                message: format!("{argument}: expected key=value"),
             }
             .into()),
         }

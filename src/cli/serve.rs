@@ -38,6 +38,8 @@ pub(super) fn init_log(cli: &Cli, default: &str) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // They would be printed where printing has just failed, and that panics.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // A program that embeds this may have set its own.
     let _ = match cli.log_format {
@@ -59,6 +61,7 @@ pub(super) struct Signals {
     interrupt: Signal,
 }
 
+<<<<<<< HEAD
 impl Signals {
     pub(super) fn listen() -> Result<Self, CliError> {
         let listen = |kind| {
@@ -81,6 +84,21 @@ impl Signals {
 }
 
 pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, CliError> {
+=======
+/// A node takes its addresses from the configuration, so that it cannot go to another cluster than its checkpoints do.
+fn needs_no_address(cli: &Cli) -> Result<(), CliError> {
+    match cli.jobmanager {
+        None => Ok(()),
+        Some(_) => Err(CliError::Usage(
+            "--jobmanager is for commands that talk to a running cluster: a node takes `-D jobmanager.rpc.address=HOST -D jobmanager.rpc.port=PORT`, or these keys in its configuration file"
+                .into(),
+        )),
+    }
+}
+
+pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
+>>>>>>> w-setup
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
@@ -105,11 +123,16 @@ pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, Cl
     })
 }
 
+<<<<<<< HEAD
 pub(super) fn task_manager(
     cli: &Cli,
     registry: &JobRegistry,
     faults: FaultPoints,
 ) -> Result<ExitCode, CliError> {
+=======
+pub(super) fn task_manager(cli: &Cli, registry: &JobRegistry) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
+>>>>>>> w-setup
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
@@ -144,6 +167,7 @@ pub(super) fn start(
     args: &StartArgs,
     registry: &JobRegistry,
 ) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     if args.processes {

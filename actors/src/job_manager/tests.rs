@@ -226,7 +226,12 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
         .await;
         assert_eq!(status.recoveries.len(), n as usize);
         let recovery = status.recoveries.last().unwrap();
-        assert!(recovery.cause.to_string().contains("injected panic of JobMaster"));
+        assert!(
+            recovery
+                .cause
+                .to_string()
+                .contains("injected panic of JobMaster")
+        );
         assert_eq!(recovery.restored, (6, 0), "in place");
     }
     panic().await;

@@ -11,8 +11,8 @@ use super::job_masters::Runner;
 use super::{Manager, STOP_MARGIN};
 use crate::clock::Instant;
 use crate::failover::SubtaskId;
-use crate::job_manager::JobManagerMessage;
 use crate::fault::{FaultPlace, FaultSite};
+use crate::job_manager::JobManagerMessage;
 use crate::job_master::JobMasterMessage;
 use crate::model::message::{Registration, ToJobManager, ToTaskManager};
 use crate::model::{
