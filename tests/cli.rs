@@ -10,11 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use perennial_chaos::oracle::{committed_lines, compare, word_count};
-<<<<<<< HEAD
 use perennial_chaos::process::binary;
-=======
 use rustix::process::{Pid, Signal, kill_process};
->>>>>>> w-setup
 use serde_json::Value;
 
 fn perennial(arguments: &[&str]) -> Output {

@@ -91,10 +91,10 @@ impl Connection {
         let mut matching = matching.into_iter();
         match (matching.next(), matching.next()) {
             (Some(job), None) => Ok(job.job),
-            (None, _) => Err(CliError::BadJobId(format!(
+            (None, _) => Err(CliError::Usage(format!(
                 "no job is named `{text}` or has an id that begins with it: `perennial list` shows the jobs"
             ))),
-            (Some(_), Some(_)) => Err(CliError::BadJobId(format!(
+            (Some(_), Some(_)) => Err(CliError::Usage(format!(
                 "several jobs match `{text}`: give the id, or more digits of it (`perennial list`)"
             ))),
         }
@@ -224,7 +224,7 @@ fn waits_for(error: &CliError) -> Option<String> {
         | CliError::NotLeader(_)
         | CliError::StuckTask(_)
         | CliError::EndedAtOnce
-        | CliError::BadJobId(_) => return None,
+        | CliError::Usage(_) => return None,
     };
     Some(format!("waiting for a JobManager that runs the job: {why}"))
 }

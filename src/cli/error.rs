@@ -69,14 +69,10 @@ pub(crate) enum CliError {
     /// A task could not be stopped.
     #[error("{0}")]
     StuckTask(String),
-<<<<<<< HEAD
     /// Asked twice, the second time while the first was being carried out.
     #[error("ended at once, without waiting for the job's tasks")]
     EndedAtOnce,
-    /// The text is no job id.
-=======
     /// The arguments do not fit each other, or name no job of the cluster.
->>>>>>> w-setup
     #[error("{0}")]
     Usage(String),
 }
@@ -84,18 +80,12 @@ pub(crate) enum CliError {
 impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-<<<<<<< HEAD
-            Self::Job(_) | Self::BadJobId(_) => 2,
+            Self::Job(_) | Self::Usage(_) => 2,
             Self::Unreachable { .. }
             | Self::TurnedAway { .. }
             | Self::LostSight { .. }
             | Self::NoJobManager(_) => 3,
             Self::Config(_) | Self::NotAdmitted { .. } => 4,
-=======
-            Self::Job(_) | Self::Usage(_) => 2,
-            Self::Unreachable { .. } | Self::NoJobManager(_) => 3,
-            Self::Config(_) => 4,
->>>>>>> w-setup
             Self::NotLeader(_) => 5,
             Self::StuckTask(_) => 6,
             Self::Rpc(_) | Self::JobFailed(_) | Self::Node(_) | Self::EndedAtOnce => 1,

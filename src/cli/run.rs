@@ -9,14 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use perennial_actors::clock::Instant;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
-<<<<<<< HEAD
-use perennial_actors::model::{JobGraph, JobId, JobState, JobStatus, StartFrom};
-=======
-use perennial_actors::model::{
-    JobGraph, JobId, JobState, JobStatus, JobSummary, RecoveryRecord, StartFrom,
-};
-use perennial_actors::rpc::TcpTransport;
->>>>>>> w-setup
+use perennial_actors::model::{JobGraph, JobId, JobState, JobStatus, RecoveryRecord, StartFrom};
 use perennial_config::{Loaded, Settings};
 
 use super::args::{Cli, RunArgs};
@@ -27,114 +20,6 @@ use super::{CliError, output};
 use crate::api::{Arguments, JobError, JobRegistry, Submission};
 use crate::cluster::{LocalCluster, build_id};
 
-<<<<<<< HEAD
-=======
-/// How often progress is looked up.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How long a JobManager that went away may take to come back while a job is watched.
-const REOPEN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A connection to the JobManager that the settings name.
-struct Connection {
-    client: Client,
-}
-
-impl Connection {
-    async fn open(cli: &Cli, settings: &Settings) -> Result<Self, CliError> {
-        let cluster = &settings.cluster;
-        let address = cli
-            .jobmanager
-            .clone()
-            .unwrap_or_else(|| format!("{}:{}", cluster.rpc_address, cluster.rpc_port));
-        let client = Client::connect(
-            &TcpTransport,
-            &address,
-            &cluster.cluster_secret,
-            cluster.ask_timeout,
-        )
-        .await
-        .map_err(|source| CliError::Unreachable { address, source })?;
-        Ok(Self { client })
-    }
-
-    /// Tries for [`REOPEN_TIMEOUT`].
-    async fn reopen(cli: &Cli, settings: &Settings) -> Result<Self, CliError> {
-        let deadline = Instant::now() + REOPEN_TIMEOUT;
-        loop {
-            match Self::open(cli, settings).await {
-                Err(CliError::Unreachable { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(POLL_INTERVAL).await
-                }
-                opened => return opened,
-            }
-        }
-    }
-
-    async fn ask(&mut self, request: ClientRequest) -> Result<ClientResponse, CliError> {
-        self.client
-            .request(request, None)
-            .await
-            .map_err(CliError::Rpc)
-    }
-
-    async fn jobs(&mut self) -> Result<Vec<JobSummary>, CliError> {
-        match self.ask(ClientRequest::ListJobs).await? {
-            ClientResponse::Jobs(jobs) => Ok(jobs),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    async fn status(&mut self, job: JobId) -> Result<JobStatus, CliError> {
-        match self.ask(ClientRequest::Status(job)).await? {
-            ClientResponse::Status(status) => Ok(*status),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// A whole id, or the first digits or the name of one of the cluster's; of several the only one that has not ended.
-    async fn job(&mut self, text: &str) -> Result<JobId, CliError> {
-        if let Ok(job) = text.parse() {
-            return Ok(job);
-        }
-        let jobs = self.jobs().await?;
-        let mut matching: Vec<_> = jobs
-            .iter()
-            .filter(|j| j.job.to_string().starts_with(text) || j.name == text)
-            .collect();
-        if matching.iter().filter(|j| !j.state.is_terminal()).count() == 1 {
-            matching.retain(|j| !j.state.is_terminal());
-        }
-        let mut matching = matching.into_iter();
-        match (matching.next(), matching.next()) {
-            (Some(job), None) => Ok(job.job),
-            (None, _) => Err(CliError::Usage(format!(
-                "no job is named `{text}` or has an id that begins with it: `perennial list` shows the jobs"
-            ))),
-            (Some(_), Some(_)) => Err(CliError::Usage(format!(
-                "several jobs match `{text}`: give the id, or more digits of it (`perennial list`)"
-            ))),
-        }
-    }
-}
-
-fn unexpected(response: &ClientResponse) -> CliError {
-    CliError::Rpc(RpcError::Refused(format!(
-        "the JobManager answered something else: {response:?}"
-    )))
-}
-
-/// Runs one command in a small runtime.
-pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| CliError::Node(format!("cannot start the runtime: {e}")))?
-        .block_on(work)
-}
-
->>>>>>> w-setup
 pub(super) fn run(
     cli: &Cli,
     matches: &clap::ArgMatches,

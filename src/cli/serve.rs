@@ -61,7 +61,6 @@ pub(super) struct Signals {
     interrupt: Signal,
 }
 
-<<<<<<< HEAD
 impl Signals {
     pub(super) fn listen() -> Result<Self, CliError> {
         let listen = |kind| {
@@ -83,8 +82,6 @@ impl Signals {
     }
 }
 
-pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, CliError> {
-=======
 /// A node takes its addresses from the configuration, so that it cannot go to another cluster than its checkpoints do.
 fn needs_no_address(cli: &Cli) -> Result<(), CliError> {
     match cli.jobmanager {
@@ -96,9 +93,8 @@ fn needs_no_address(cli: &Cli) -> Result<(), CliError> {
     }
 }
 
-pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
+pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, CliError> {
     needs_no_address(cli)?;
->>>>>>> w-setup
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
@@ -123,16 +119,12 @@ pub(super) fn job_manager(cli: &Cli) -> Result<ExitCode, CliError> {
     })
 }
 
-<<<<<<< HEAD
 pub(super) fn task_manager(
     cli: &Cli,
     registry: &JobRegistry,
     faults: FaultPoints,
 ) -> Result<ExitCode, CliError> {
-=======
-pub(super) fn task_manager(cli: &Cli, registry: &JobRegistry) -> Result<ExitCode, CliError> {
     needs_no_address(cli)?;
->>>>>>> w-setup
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
