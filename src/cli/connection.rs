@@ -308,7 +308,8 @@ mod tests {
             ])
             .unwrap()
         };
-        let node = crate::cluster::JobManagerNode::start(settings("right"), FaultPoints::default()).await;
+        let node =
+            crate::cluster::JobManagerNode::start(settings("right"), FaultPoints::default()).await;
         let node = node.unwrap();
         assert!(node.leads().await);
         let cli = Cli::parse_from(["perennial", "-m", node.address(), "list"]);

@@ -347,7 +347,9 @@ mod tests {
                 ("high-availability.cluster-id", id),
                 ("jobmanager.rpc.port", "0"),
             ]);
-            JobManagerNode::start(settings.unwrap(), FaultPoints::default()).await.unwrap()
+            JobManagerNode::start(settings.unwrap(), FaultPoints::default())
+                .await
+                .unwrap()
         };
         let (one, other) = (node("one").await, node("other").await);
         assert!(one.leads().await && other.leads().await);
