@@ -62,8 +62,10 @@ impl<Q> Index<Q> for NoIndex {
     fn remove(&mut self, _shard: usize, _key: &Q) {}
 }
 
+/// Aligned, so that an entry of small parts lies in one cache line, and one of larger parts in as few as it can. The hash is not
+/// kept for the same reason.
+#[repr(align(32))]
 pub(super) struct Entry<Q, C: Cell> {
-    hash: u64,
     /// The interval of the last change.
     pub(super) since: u64,
     pub(super) key: Q,
@@ -112,20 +114,19 @@ impl<Q: EntryKey, C: Cell> Shard<Q, C> {
 
     #[inline]
     fn find(&self, hash: u64, is: impl Fn(&Q) -> bool) -> Option<&Entry<Q, C>> {
-        self.entries.find(hash, |e| e.hash == hash && is(&e.key))
+        self.entries.find(hash, |e| is(&e.key))
     }
 
     /// Puts an entry that is not there; its place.
-    fn add(&mut self, entry: Entry<Q, C>) -> Result<u32, String> {
-        // Order matters: with room for one more the table does not move its entries by itself.
+    fn add(&mut self, hash: u64, entry: Entry<Q, C>) -> Result<u32, String> {
+        // Order matters: with room for one more, the table does not move its entries by itself.
         if self.entries.len() == self.entries.capacity() {
             self.grow()?;
         }
-        let added = self.entries.insert_unique(entry.hash, entry, |e| e.hash);
-        Ok(added.bucket_index() as u32)
+        Ok(put_new(&mut self.entries, hash, entry))
     }
 
-    /// Makes room: moves all entries to a new table and tells the log.
+    /// Makes room: moves all entries to a new table and tells the log. Nothing has happened when it fails.
     #[cold]
     #[inline(never)]
     fn grow(&mut self) -> Result<(), String> {
@@ -134,12 +135,16 @@ impl<Q: EntryKey, C: Cell> Shard<Q, C> {
         if u32::try_from(grown.num_buckets()).is_err() {
             return Err("a key group cannot hold 2^31 entries of a state".to_owned());
         }
+        let mut moves = Vec::with_capacity(self.entries.len());
+        for from in 0..self.entries.num_buckets() {
+            if let Some(entry) = self.entries.get_bucket(from) {
+                moves.push((from, entry.key.table_hash()?));
+            }
+        }
         let mut places = vec![u32::MAX; self.entries.num_buckets()];
-        for (from, to) in places.iter_mut().enumerate() {
+        for (from, hash) in moves {
             if let Ok(entry) = self.entries.get_bucket_entry(from) {
-                let (entry, _) = entry.remove();
-                let moved = grown.insert_unique(entry.hash, entry, |e| e.hash);
-                *to = moved.bucket_index() as u32;
+                places[from] = put_new(&mut grown, hash, entry.remove().0);
             }
         }
         self.entries = grown;
@@ -173,6 +178,12 @@ impl<Q: EntryKey, C: Cell> Shard<Q, C> {
     }
 }
 
+/// Puts an entry that is not there into a table that has room for it; its place.
+fn put_new<T>(entries: &mut HashTable<T>, hash: u64, entry: T) -> u32 {
+    let added = entries.insert_unique(hash, entry, |_| unreachable!("there is room"));
+    added.bucket_index() as u32
+}
+
 impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     pub(super) fn new(shards: usize) -> Self {
         Self {
@@ -198,7 +209,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     pub(super) fn touch(&self, shard: usize, hash: u64) -> u64 {
         let found = self.shards[shard].entries.find(hash, |_| true);
         found.map_or(0, |entry| {
-            entry.hash ^ entry.since ^ u64::from(entry.cell.is_some())
+            // Both, because the entry may lie across two cache lines.
+            entry.since ^ u64::from(entry.cell.is_some())
         })
     }
 
@@ -215,7 +227,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     ) -> Result<R, String> {
         let Shard { entries, log, .. } = &mut self.shards[at];
         let mut tombstone = None;
-        if let Ok(mut found) = entries.find_entry(hash, |e| e.hash == hash && is(&e.key)) {
+        if let Ok(mut found) = entries.find_entry(hash, |e| is(&e.key)) {
             let place = found.bucket_index() as u32;
             let entry = found.get_mut();
             if entry.cell.is_some() {
@@ -261,7 +273,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     ) -> Result<(), String> {
         let Shard { entries, log, .. } = &mut self.shards[at];
         let mut tombstone = None;
-        if let Ok(mut found) = entries.find_entry(hash, |e| e.hash == hash && is(&e.key)) {
+        if let Ok(mut found) = entries.find_entry(hash, |e| is(&e.key)) {
             let place = found.bucket_index() as u32;
             let entry = found.get_mut();
             if let Some(old) = entry.cell.take() {
@@ -305,13 +317,15 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         let shard = &mut self.shards[at];
         let place = match tombstone {
             Some(place) => place,
-            None => shard.add(Entry {
-                hash,
-                since: NEVER,
-                key: key(),
-                cell: None,
-                mark: C::Mark::default(),
-            })?,
+            None => {
+                let entry = Entry {
+                    since: NEVER,
+                    key: key(),
+                    cell: None,
+                    mark: C::Mark::default(),
+                };
+                shard.add(hash, entry)?
+            }
         };
         let Shard { entries, log, .. } = shard;
         let Some(entry) = entries.get_bucket_mut(place as usize) else {
@@ -431,9 +445,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     ) -> Result<(), String> {
         let hash = key.table_hash()?;
         let shard = &mut self.shards[at];
-        let found = shard
-            .entries
-            .find_entry(hash, |e| e.hash == hash && key.is(&e.key));
+        let found = shard.entries.find_entry(hash, |e| key.is(&e.key));
         match (found, cell) {
             (Err(_), None) => {}
             (Ok(found), None) => {
@@ -445,13 +457,13 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             (Err(_), Some(cell)) => {
                 self.index.insert(at, &key);
                 self.live += 1;
-                shard.add(Entry {
-                    hash,
+                let entry = Entry {
                     since: 0,
                     key,
                     cell: Some(cell),
                     mark: C::Mark::default(),
-                })?;
+                };
+                shard.add(hash, entry)?;
             }
         }
         Ok(())
