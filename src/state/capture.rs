@@ -21,6 +21,9 @@ pub(super) const STEPS_PER_LOOK: u32 = if cfg!(test) { 3 } else { 64 };
 /// The log leads when it names at most one in so many places. Small in tests, whose tables are small.
 const SCAN_COST_RATIO: usize = if cfg!(test) { 2 } else { 16 };
 
+/// Places that are looked at together. At most 64; few in tests, as above.
+const BLOCK: u32 = if cfg!(test) { 3 } else { 64 };
+
 /// What is left of a slice.
 pub(super) struct Budget {
     deadline: Instant,
@@ -219,15 +222,26 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         budget: &mut Budget,
     ) -> Result<bool, String> {
         let shard = &self.shards[at];
-        for place in next..shard.places() as u32 {
-            if let Some(entry) = shard.at(place)
-                && extent.covers(entry.since, entry.cell.is_some())
-            {
-                put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
-                cursor.mark(place);
+        let places = shard.places() as u32;
+        for from in (next..places).step_by(BLOCK as usize) {
+            let to = (from + BLOCK).min(places);
+            // Two passes: whether a place is taken is as good as random, and a branch for each would often be guessed wrong.
+            let mut taken = 0_u64;
+            for place in from..to {
+                taken |= u64::from(shard.at(place).is_some()) << (place - from);
             }
-            if budget.spend() {
-                cursor.phase = Phase::Places(place + 1);
+            while taken != 0 {
+                let place = from + taken.trailing_zeros();
+                taken &= taken - 1;
+                if let Some(entry) = shard.at(place)
+                    && extent.covers(entry.since, entry.cell.is_some())
+                {
+                    put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
+                    cursor.mark(place);
+                }
+            }
+            if budget.look() {
+                cursor.phase = Phase::Places(to);
                 return Ok(false);
             }
         }

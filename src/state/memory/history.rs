@@ -203,7 +203,9 @@ impl<K: Key> MemoryBackend<K> {
                     return Ok(CaptureProgress::Working);
                 }
             }
-            let bytes = std::mem::take(&mut capture.out);
+            // Groups are about as large as each other: growing step by step would move the bytes, all within one slice.
+            let expected = capture.out.len() + capture.out.len() / 8;
+            let bytes = std::mem::replace(&mut capture.out, Vec::with_capacity(expected));
             if capture.extent.base.is_none() || !bytes.is_empty() {
                 let group = KeyGroup(self.range.start.0 + capture.shard as u16);
                 capture.groups.push((group, bytes));
