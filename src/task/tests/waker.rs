@@ -10,6 +10,10 @@ use crate::exchange::TaskWaker;
 use crate::task::waker::ThreadWaker;
 
 /// The same code over threads and atomics of the model checker.
+#[allow(
+    clippy::duplicate_mod,
+    reason = "the same source over another `threads` is what the model is for"
+)]
 #[path = "../waker.rs"]
 mod modelled;
 
