@@ -1,7 +1,7 @@
 //! How commands reach the JobManager, and how one that watches a job keeps reaching it while JobManagers come and go.
 //!
 //! Invariant: a command that only asks fails at once and says what is in the way. One that follows a job gives up only after
-//! [`FOLLOW_TIMEOUT`] without an answer, and says what it waits for.
+//! [`FOLLOW_TIMEOUT`] (a submission: [`SUBMIT_TIMEOUT`]) without an answer, and says what it waits for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,9 @@ use crate::storage::Stores;
 /// How long a job is followed without an answer about it: as long as a TaskManager looks for its JobManager by default
 /// (`taskmanager.registration.timeout`).
 pub(super) const FOLLOW_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The same for the submission itself, whose answer may have been lost: somebody waits for it.
+pub(super) const SUBMIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often it is asked again, with or without an answer.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -151,10 +154,11 @@ impl<'a> Follower<'a> {
         })
     }
 
-    /// Asks until somebody answers. Only for requests that may be repeated; a refusal counts as an answer where `is_final` says so.
+    /// Asks until somebody answers, for at most `limit`. Only for requests that may be repeated; a refusal counts as an answer where `is_final` says so.
     pub(super) async fn ask(
         &mut self,
         request: &ClientRequest,
+        limit: Duration,
         is_final: impl Fn(&RpcError) -> bool,
         mut say: impl FnMut(&str),
     ) -> Result<ClientResponse, CliError> {
@@ -173,16 +177,17 @@ impl<'a> Follower<'a> {
                 }
             }
         };
-        follow(ask, &mut say).await?.map_err(CliError::Rpc)
+        follow(limit, ask, &mut say).await?.map_err(CliError::Rpc)
     }
 }
 
-/// Asks until there is an answer, an error that no change of JobManagers explains, or nothing for [`FOLLOW_TIMEOUT`].
+/// Asks until there is an answer, an error that no change of JobManagers explains, or nothing for `limit`.
 async fn follow<T>(
+    limit: Duration,
     mut ask: impl AsyncFnMut() -> Result<T, CliError>,
     say: &mut impl FnMut(&str),
 ) -> Result<T, CliError> {
-    let deadline = Instant::now() + FOLLOW_TIMEOUT;
+    let deadline = Instant::now() + limit;
     let mut said = String::new();
     loop {
         let error = match ask().await {
@@ -194,6 +199,7 @@ async fn follow<T>(
         };
         if Instant::now() >= deadline {
             return Err(CliError::LostSight {
+                after: limit,
                 source: Box::new(error),
             });
         }
@@ -285,9 +291,11 @@ mod tests {
             Ok(7),
         ]);
         let mut said = Vec::new();
-        let answer = follow(async || answers.pop_front().unwrap(), &mut |text: &str| {
-            said.push(text.to_owned())
-        })
+        let answer = follow(
+            FOLLOW_TIMEOUT,
+            async || answers.pop_front().unwrap(),
+            &mut |text: &str| said.push(text.to_owned()),
+        )
         .await;
         assert_eq!(answer.unwrap(), 7);
         assert_eq!(said.len(), 6, "each reason once in a row: {said:#?}");
@@ -330,6 +338,7 @@ mod tests {
     async fn nobody_waits_for_ever_or_for_what_cannot_change() {
         let begin = Instant::now();
         let ended = follow(
+            FOLLOW_TIMEOUT,
             async || Err::<(), _>(CliError::Rpc(closed())),
             &mut |_: &str| {},
         )
@@ -343,6 +352,7 @@ mod tests {
 
         let mut asked = 0;
         let ended = follow(
+            FOLLOW_TIMEOUT,
             async || {
                 asked += 1;
                 Err::<(), _>(CliError::JobFailed("failed".to_owned()))

@@ -1,10 +1,10 @@
 //! What can go wrong on the command line, and the exit code for each.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use perennial_actors::model::message::RpcError;
 
-use super::connection::FOLLOW_TIMEOUT;
 use crate::api::JobError;
 
 /// A command failed.
@@ -45,9 +45,11 @@ pub(crate) enum CliError {
     /// Nobody has told about a followed job for too long.
     #[error(
         "no answer about the job for {seconds} s: {source}\nIt may go on all the same: `perennial status JOB` shows it once a JobManager leads.",
-        seconds = FOLLOW_TIMEOUT.as_secs()
+        seconds = after.as_secs()
     )]
     LostSight {
+        /// For how long it was asked.
+        after: Duration,
         /// The last thing heard.
         source: Box<CliError>,
     },

@@ -14,7 +14,9 @@ use perennial_config::{Loaded, Settings};
 
 use super::args::{Cli, RunArgs};
 use super::config::{Role, load};
-use super::connection::{Connection, Follower, POLL_INTERVAL, block_on, unexpected};
+use super::connection::{
+    Connection, FOLLOW_TIMEOUT, Follower, POLL_INTERVAL, SUBMIT_TIMEOUT, block_on, unexpected,
+};
 use super::serve::Signals;
 use super::{CliError, output};
 use crate::api::{Arguments, JobError, JobRegistry, Submission};
@@ -151,7 +153,8 @@ async fn submit(
     let request = ClientRequest::Submit(Box::new(graph));
     // The id is ours: a submission whose answer was lost is asked for again, and runs once.
     let is_refused = |error: &RpcError| matches!(error, RpcError::Refused(_));
-    let job = match follower.ask(&request, is_refused, output::note).await? {
+    let submitting = follower.ask(&request, SUBMIT_TIMEOUT, is_refused, output::note);
+    let job = match submitting.await? {
         ClientResponse::Submitted(job) => job,
         other => return Err(unexpected(&other)),
     };
@@ -273,7 +276,10 @@ async fn watch(cli: &Cli, follower: &mut Follower<'_>, job: JobId) -> Result<Job
             None => output::note(why),
         };
         let request = ClientRequest::Status(job);
-        let status = match follower.ask(&request, |_| false, say).await? {
+        let status = match follower
+            .ask(&request, FOLLOW_TIMEOUT, |_| false, say)
+            .await?
+        {
             ClientResponse::Status(status) => *status,
             other => return Err(unexpected(&other)),
         };
