@@ -9,10 +9,13 @@ use perennial_chaos::simulator::{Inside, Plan, Report, simulate_plan};
 
 /// Whose cluster and job are taken; its faults are not.
 const SEED: u64 = 1;
+/// Enough for a few checkpoints before and after the point.
+const EVENTS: u64 = 900;
 
 fn run(point: &str) -> Report {
     let mut plan = Plan::of(SEED);
     plan.faults.clear();
+    plan.workload.events = EVENTS;
     let inside = Inside {
         points: FaultPointSpec::list(point).expect("a point"),
         ..Inside::default()

@@ -173,15 +173,16 @@ fn a_panic_of_any_actor_does_not_show_in_the_output() {
     job.finish(&mut cluster).unwrap();
 }
 
-/// T1, A6 and N2 from inside: clocks that jump by a day and an actor that is slow for a while cost nothing, silence costs one restart.
+/// T1, A6: clocks that jump by a day and an actor that is slow for a while cost nothing; nor do heartbeats that stay out while the
+/// node's acknowledgements show that it lives. (That an idle node is lost by it is shown beside the TaskManager.)
 #[test]
-fn jumping_clocks_and_slow_actors_restart_nothing_and_silence_restarts_once() {
+fn jumping_clocks_slow_actors_and_missing_heartbeats_restart_nothing() {
     let seed = Seed::announce(
         "inject",
-        "jumping_clocks_and_slow_actors_restart_nothing_and_silence_restarts_once",
+        "jumping_clocks_slow_actors_and_missing_heartbeats_restart_nothing",
     );
     let mut cluster = ProcessCluster::start(plan()).unwrap();
-    let job = Detection::submit(&cluster, &seed, Duration::from_secs(20)).unwrap();
+    let job = Detection::submit(&cluster, &seed, Duration::from_secs(12)).unwrap();
     job.wait_for_progress(&mut cluster);
     let day = 86_400_000;
     for (node, millis) in [
@@ -197,17 +198,15 @@ fn jumping_clocks_and_slow_actors_restart_nothing_and_silence_restarts_once() {
         fault: ActorFault::Stall(Duration::from_millis(700)),
     };
     cluster.inject(slow).unwrap();
-    job.wait_for_progress(&mut cluster);
-    let status = cluster.status(&job.job).unwrap();
-    assert_eq!(status.summary.restarts, 0, "{:?}", status.recoveries);
     let silence = Injection::Node {
         node: Some(task_manager(3)),
         fault: NodeFault::NoHeartbeats(Duration::from_secs(5)),
     };
     cluster.inject(silence).unwrap();
-    let status = job.wait_for_recovery(&mut cluster, 1);
-    let cause = status.recoveries[0].cause.to_string();
-    assert!(cause.contains("taskmanager-3"), "{cause}");
+    job.wait_for_progress(&mut cluster);
+    let id = job.job.clone();
     let recording = job.finish(&mut cluster).unwrap();
     assert!(recording.checked.len() > 2);
+    let status = cluster.status(&id).unwrap();
+    assert_eq!(status.summary.restarts, 0, "{:?}", status.recoveries);
 }

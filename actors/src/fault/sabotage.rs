@@ -20,7 +20,7 @@ pub enum Sabotage {
     DropPreImage,
     /// A job that ends keeps its slots.
     LeakSlot,
-    /// Each failure counts twice.
+    /// Each restart counts twice.
     MiscountRestarts,
     /// Some batches are processed twice.
     DeliverTwice,
