@@ -9,7 +9,16 @@ mod restore;
 mod runner;
 mod snapshot;
 mod stream_task;
+#[cfg(test)]
+mod tests;
 mod valve;
+mod waker;
+
+/// What parks and wakes threads; the model checker has its own.
+mod threads {
+    pub(super) use std::sync::atomic::{AtomicU8, Ordering};
+    pub(super) use std::thread::{Thread, park, park_timeout};
+}
 
 pub(crate) use alignment::Blocking;
 pub use driver::{DrivenTask, StepResult, TaskDriver, ThreadDriver};

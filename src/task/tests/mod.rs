@@ -1,0 +1,3 @@
+//! Tests of tasks.
+
+mod waker;
