@@ -546,7 +546,9 @@ impl Manager {
                 return self.resume_stopped(myself).await;
             }
             ToJobManager::CheckpointAck(ack) => ack.job,
-            ToJobManager::CheckpointDeclined { job, .. } => *job,
+            ToJobManager::CheckpointDeclined { job, .. } | ToJobManager::JobReleased { job } => {
+                *job
+            }
         };
         self.tell(job, JobMasterMessage::FromTaskManager { instance, message });
     }

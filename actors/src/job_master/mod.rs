@@ -24,7 +24,7 @@ use crate::checkpoint_coordinator::{
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
-use crate::model::message::{ClientResponse, RpcError, ToJobManager};
+use crate::model::message::{ClientResponse, PreparedOutput, RpcError, ToJobManager};
 use crate::model::{
     Attempt, CheckpointStatus, ExecutionAttemptId, FailureKind, InstanceId, JobGraph, JobId,
     JobState, JobStatus, JobSummary, LeaderEpoch, TaskManagerLocation, TaskRestore,
@@ -163,6 +163,8 @@ pub(crate) enum JobMasterMessage {
     Request(JobRequest),
     /// The savepoint of a `Stop` is complete, or will never be.
     StopSavepoint(Result<String, String>),
+    /// The last completed checkpoint of a job that is ending; `Keep`: the coordinator went without saying so.
+    Settled(PreparedOutput),
     /// The `Terminal` record is durable; `false`: the coordinator went without saying so.
     Terminated {
         is_durable: bool,
@@ -186,6 +188,8 @@ pub(crate) enum Timer {
     Slots,
     /// `task.cancellation.timeout`, with a margin for the TaskManager's own watchdog.
     Stop,
+    /// For TaskManagers that do not release the job.
+    Release,
 }
 
 /// From the JobMaster to the JobManager.
