@@ -2,7 +2,7 @@
 //! in memory, the nodes of `perennial-chaos-node` with committed files.
 //!
 //! Invariant: the answer does not depend on the order in which records of different lanes meet, so a plain loop can tell it.
-//! [`expected`] shares with the job the event function and nothing of the engine.
+//! `expected` shares with the job the event function and nothing of the engine.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -141,14 +141,14 @@ impl<E> PrintWriter<E> {
 
 impl<T: Record, E: Encoder<T>> SinkWriter<T> for PrintWriter<E> {
     fn write(&mut self, batch: &mut Batch<T>) -> FunctionResult {
-        for record in batch.values.iter() {
+        for (index, record) in batch.values.iter().enumerate() {
             let line = self.buffer.len();
             self.buffer.extend_from_slice(&self.prefix);
             if let Err(error) = self.encoder.encode(record, &mut self.buffer) {
                 // The lines before it are printed: they say how far the job came.
                 self.buffer.truncate(line);
                 self.print()?;
-                return Err(error);
+                return Err(error.at_record(index));
             }
             self.buffer.push(b'\n');
             if self.buffer.len() >= PRINT_BUFFER_MAX {

@@ -1,9 +1,11 @@
 //! Tasks: the loop, its thread, its snapshots, and the [`TaskRunner`](perennial_actors::TaskRunner) that starts them.
 
 mod alignment;
+mod cell;
 mod control;
 mod driver;
 mod input;
+mod keeper;
 mod panic;
 mod restore;
 mod runner;

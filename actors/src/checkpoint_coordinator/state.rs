@@ -163,6 +163,8 @@ pub(super) struct State {
     dead_savepoints: VecDeque<(CheckpointId, Arc<dyn Store>)>,
     is_retaining: bool,
     deleted_below: CheckpointId,
+    /// Bounded: the one JobMaster asks once, at the end.
+    asked_for_last: Vec<oneshot::Sender<Option<CheckpointId>>>,
     ending: Option<Ending>,
     timer: Option<(Instant, JoinHandle<()>)>,
     generation: u64,
@@ -205,6 +207,7 @@ impl State {
             dead_savepoints: VecDeque::new(),
             is_retaining: false,
             deleted_below: CheckpointId(1),
+            asked_for_last: Vec::new(),
             ending: None,
             timer: None,
             generation: 0,
@@ -332,6 +335,7 @@ impl State {
             | CoordinatorMessage::Ack { .. }
             | CoordinatorMessage::Declined { .. }
             | CoordinatorMessage::AllAwaitingFinal
+            | CoordinatorMessage::LastCompleted(_)
             | CoordinatorMessage::Status(_)
             | CoordinatorMessage::Fault(_) => {}
         }
@@ -382,6 +386,7 @@ impl State {
                     });
                 }
             }
+            CoordinatorMessage::LastCompleted(reply) => self.asked_for_last.push(reply),
             // Answered in every phase; carried out by the shell.
             CoordinatorMessage::Status(_) | CoordinatorMessage::Fault(_) => {}
         }
@@ -513,6 +518,7 @@ impl State {
         }
         self.expire();
         self.trigger_what_is_due();
+        self.tell_last_completed();
         self.end_if_asked();
         self.write_next_record();
         self.choose_restores();

@@ -494,6 +494,40 @@ async fn a_completing_checkpoint_neither_expires_nor_is_passed_over_by_a_restart
     );
 }
 
+/// A job ends while a record is on its way: what is complete is known only once that is decided. A plain savepoint is no answer.
+#[tokio::test(start_paused = true)]
+async fn the_last_completed_checkpoint_is_told_after_the_record_that_is_on_its_way() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    let plans = leader.trigger().await;
+    world.store.faults(|op, key| {
+        (op == "create" && key.starts_with("chk-2/"))
+            .then_some(Fault::Slow(Duration::from_secs(500)))
+    });
+    leader.ack(&world.stores, &plans);
+    leader.suspend();
+    let (reply, answer) = oneshot::channel();
+    leader.handle.send(CoordinatorMessage::LastCompleted(reply));
+    assert_eq!(answer.await.unwrap(), Some(CheckpointId(2)));
+    assert!(world.is_completed(2));
+    assert_eq!(leader.completed().await, CheckpointId(2));
+}
+
+/// One that is suspended half-way is not complete.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_the_end_of_the_job_cut_off_is_not_the_last_completed_one() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    let first = leader.checkpoint(&world).await;
+    leader.trigger().await;
+    leader.suspend();
+    let (reply, answer) = oneshot::channel();
+    leader.handle.send(CoordinatorMessage::LastCompleted(reply));
+    assert_eq!(answer.await.unwrap(), Some(first));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_that_expires_is_recorded_and_its_late_acks_are_cleaned_up() {
     let mut world = World::new();

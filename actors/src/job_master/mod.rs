@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
 use crate::fault::{ActorFault, ActorKind, FaultPoints, TaskAddress, UserFault};
-use crate::model::message::{ClientResponse, RpcError, ToJobManager};
+use crate::model::message::{ClientResponse, PreparedOutput, RpcError, ToJobManager};
 use crate::model::{
     Attempt, CheckpointStatus, ExecutionAttemptId, FailureKind, InstanceId, JobGraph, JobId,
     JobState, JobStatus, JobSummary, LeaderEpoch, TaskManagerLocation, TaskRestore,
@@ -190,6 +190,8 @@ pub(crate) enum JobMasterMessage {
     StrategyForgets,
     /// The savepoint of a `Stop` is complete, or will never be.
     StopSavepoint(Result<String, String>),
+    /// The last completed checkpoint of a job that is ending; `Keep`: the coordinator went without saying so.
+    Settled(PreparedOutput),
     /// The `Terminal` record is durable; `false`: the coordinator went without saying so.
     Terminated {
         is_durable: bool,
@@ -212,6 +214,8 @@ pub(crate) enum Timer {
     Slots,
     /// `task.cancellation.timeout`, with a margin for the TaskManager's own watchdog.
     Stop,
+    /// For TaskManagers that do not release the job.
+    Release,
 }
 
 /// From the JobMaster to the JobManager.

@@ -4,7 +4,7 @@
 
 use tokio::sync::oneshot;
 
-use super::master::{Master, Phase, Slots, cast};
+use super::master::{EndStage, Master, Phase, Slots, cast};
 use super::{JobMasterMessage, JobRequest, Reply, StopMode, WAITERS_MAX};
 use crate::checkpoint_coordinator::CoordinatorMessage;
 use crate::model::message::{ClientResponse, RpcError, ToTaskManager};
@@ -353,10 +353,17 @@ impl Master {
                 StopMode::Drain => "draining before the savepoint".to_owned(),
             }),
             Phase::Ending {
-                is_terminating: false,
+                stage: EndStage::Stopping,
                 ..
             } => Some(format!("stopping: {live} of {total} tasks still run")),
-            Phase::Ending { .. } => Some("writing the job's last record".to_owned()),
+            Phase::Ending {
+                stage: EndStage::Settling | EndStage::Releasing,
+                ..
+            } => Some("committing the output of the last checkpoint".to_owned()),
+            Phase::Ending {
+                stage: EndStage::Terminating,
+                ..
+            } => Some("writing the job's last record".to_owned()),
             Phase::Over(_) => None,
         }
     }

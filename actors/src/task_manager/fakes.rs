@@ -275,8 +275,9 @@ impl TaskRunner for RunnerHandle {
             .push(format!("abort {checkpoint}"));
     }
 
-    fn release_job(&self, _: JobId) {
+    fn release_job(&self, _: JobId, _: PreparedOutput, done: Box<dyn FnOnce() + Send>) {
         self.0.log.lock().unwrap().push("release".to_owned());
+        done();
     }
 }
 

@@ -479,7 +479,9 @@ async fn snapshots_are_planned_before_they_are_triggered_and_answered() {
         checkpoint: CheckpointId(2),
     });
     (peer.send)(ToTaskManager::Drain { job: JobId(7) });
-    (peer.send)(ToTaskManager::ReleaseJob { job: JobId(7) });
+    let output = PreparedOutput::Keep;
+    let job = JobId(7);
+    (peer.send)(ToTaskManager::ReleaseJob { job, output });
     assert_eq!(
         cluster.job_manager.message().await,
         ended(id, TaskOutcome::Canceled)

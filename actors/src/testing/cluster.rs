@@ -167,6 +167,10 @@ impl Coordinators {
                     skipped,
                 }));
             }
+            CoordinatorMessage::LastCompleted(reply) => {
+                let newest = self.0.lock().unwrap().newest;
+                let _ = reply.send((newest > 0).then_some(CheckpointId(newest)));
+            }
             CoordinatorMessage::Terminate {
                 state,
                 message,
@@ -256,6 +260,8 @@ pub(crate) struct FakeState {
     behave: Behave,
     /// Does not react to `Stop`.
     pub(crate) is_stuck: bool,
+    /// It does not answer when a job is released.
+    pub(crate) keeps_jobs: bool,
     /// Receives nothing, as on a cut link.
     pub(crate) is_deaf: bool,
     pub(crate) closed: Option<String>,
@@ -278,6 +284,7 @@ impl FakeTaskManager {
                 graph: None,
                 behave,
                 is_stuck: false,
+                keeps_jobs: false,
                 is_deaf: false,
                 closed: None,
             })),
@@ -442,8 +449,13 @@ impl FakeTaskManager {
                     });
                 }
             }
+            ToTaskManager::ReleaseJob { job, .. } => {
+                if !state.keeps_jobs {
+                    let this = self.clone();
+                    tokio::spawn(async move { this.report(ToJobManager::JobReleased { job }) });
+                }
+            }
             ToTaskManager::NotifyCheckpointAborted { .. }
-            | ToTaskManager::ReleaseJob { .. }
             | ToTaskManager::HeartbeatRequest { .. }
             | ToTaskManager::InjectFault(_) => {}
         }

@@ -564,3 +564,21 @@ fn output_larger_than_the_buffer_is_whole() {
     commit(&mut writer, &prepared);
     assert_eq!(job.visible(), lines);
 }
+
+/// A job fails after a savepoint and goes back to the checkpoint before it; later somebody starts from the savepoint.
+#[test]
+fn what_a_savepoint_holds_outlasts_recoveries() {
+    let job = Job::new();
+    let mut writer = job.writer(0, 1, 1, &[]);
+    writer.write(&mut batch(&["a"])).unwrap();
+    let bytes = writer.prepare_savepoint(CheckpointId(2)).unwrap().unwrap();
+    let checkpoint = CheckpointId(2);
+    let saved = Committable { checkpoint, bytes };
+    drop(writer);
+    drop(job.writer(0, 1, 2, &[]));
+    assert_eq!((job.visible(), job.hidden()), (vec![], 1));
+    let mut from_savepoint = job.writer(0, 1, 3, std::slice::from_ref(&saved));
+    from_savepoint.commit(&saved).unwrap();
+    from_savepoint.commit(&saved).unwrap();
+    assert_eq!((job.visible(), job.hidden()), (vec!["a".to_owned()], 0));
+}

@@ -207,6 +207,7 @@ impl Manager {
             | ToJobManager::TaskEnded { attempt, .. } => *attempt,
             ToJobManager::CheckpointAck(_)
             | ToJobManager::CheckpointDeclined { .. }
+            | ToJobManager::JobReleased { .. }
             | ToJobManager::Heartbeat { .. }
             | ToJobManager::Goodbye { .. } => return None,
         };
@@ -286,7 +287,9 @@ impl Manager {
                 return self.resume_stopped(myself).await;
             }
             ToJobManager::CheckpointAck(ack) => ack.job,
-            ToJobManager::CheckpointDeclined { job, .. } => *job,
+            ToJobManager::CheckpointDeclined { job, .. } | ToJobManager::JobReleased { job } => {
+                *job
+            }
         };
         self.tell(job, JobMasterMessage::FromTaskManager { instance, message });
     }
