@@ -93,6 +93,7 @@ impl Node {
             is_path_style: true,
             access_key: None,
             secret_key: None,
+            session_token: None,
             connect_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(1),
             operation_timeout: Duration::from_secs(1),
@@ -110,6 +111,7 @@ impl Node {
             handle: Handle::current(),
             clock,
             log_bytes_max: 1 << 20,
+            faults: perennial_actors::fault::FaultPoints::default(),
         });
         Self {
             runner,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::fault::FaultPoints;
 use perennial_actors::model::{
     Attempt, ChannelPeer, CheckpointBarrier, CheckpointId, EdgeChannels, EdgeId,
     ExecutionAttemptId, FailureKind, InstanceId, JobId, KeyGroupRange, LeaderEpoch, OperatorId,
@@ -27,7 +28,7 @@ use crate::batch::Record;
 use crate::exchange::{Exchange, InputGate, OutputChannel, SerdeCodec, TaskWaker};
 use crate::operator::{
     Chained, Head, Node, Operator, Output, PartitionWriter, Partitioner, Place, RestoredOperator,
-    SideOutputs, SinkNode, SourceHead, StartContext, TaskInfo,
+    SideOutputs, SinkNode, SourceHead, StartContext, TaskFaults, TaskInfo,
 };
 
 /// More steps than any test needs.
@@ -115,6 +116,8 @@ impl Bench {
                 events: Arc::new(|_| {}),
                 snapshots: snapshots.clone(),
                 clock,
+                faults: TaskFaults::new(FaultPoints::default(), info.attempt),
+                is_source: true,
             },
         );
         let mut state = TaskState {
