@@ -1,6 +1,6 @@
 //! From captured state to bytes: what is small travels in the acknowledgement, the rest goes into one object.
 //!
-//! Invariant: [`write`] returns only after every byte that its answer names is durable.
+//! Invariant: [`write()`] returns only after every byte that its answer names is durable.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
