@@ -4,6 +4,7 @@
 //! It waits for conditions, never for time. [`ProcessCluster`] looks only at what a user can see: the command line, exit codes, files;
 //! [`carrier`] strikes a whole [`FaultPlan`](crate::plan::FaultPlan) and judges what is left.
 
+pub mod carrier;
 mod cluster;
 mod commands;
 mod logs;

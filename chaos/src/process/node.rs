@@ -146,9 +146,8 @@ impl Node {
         Ok(before.current)
     }
 
-    /// The last exit code was expected: it may end again without surprise only when told so anew.
-    pub(super) fn has_ended(&mut self) -> anyhow::Result<bool> {
-        Ok(self.exit_code()?.is_some())
+    pub(super) fn is_allowed_to_exit(&self) -> bool {
+        self.may_exit
     }
 
     pub(super) fn restart(&mut self) -> anyhow::Result<()> {
