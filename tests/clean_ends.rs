@@ -5,74 +5,17 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use perennial_actors::model::JobState;
+use perennial_chaos::process::resources::{files_below, open_files, task_threads, threads};
 use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::seed::Seed;
 use rustix::process::{Pid, Signal, kill_process};
 
 const LONG: Duration = Duration::from_secs(30);
-
-/// Threads of a process, by name.
-fn threads(pid: u32) -> Vec<String> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let mut names: Vec<String> = tasks
-        // A thread may end between the listing and the look.
-        .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
-        .map(|name| name.trim().to_owned())
-        .collect();
-    names.sort();
-    names
-}
-
-/// Threads that run tasks: named by vertex, subtask and attempt, as in `count/0#1.1`.
-fn task_threads(pid: u32) -> Vec<String> {
-    let names = threads(pid).into_iter();
-    names
-        .filter(|name| name.contains('/') || name.contains('#'))
-        .collect()
-}
-
-/// What a process has open, besides what the kernel's own machinery (epoll and such) needs.
-fn open_files(pid: u32) -> Vec<String> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let mut targets: Vec<String> = entries
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .map(|target| target.to_string_lossy().into_owned())
-        .filter(|target| !target.starts_with("anon_inode"))
-        .map(|target| {
-            if target.starts_with("socket:") {
-                "socket".to_owned()
-            } else {
-                target
-            }
-        })
-        .collect();
-    targets.sort();
-    targets
-}
-
-fn files_below(directory: &Path) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut waiting = vec![directory.to_owned()];
-    while let Some(directory) = waiting.pop() {
-        let Ok(entries) = std::fs::read_dir(&directory) else {
-            continue;
-        };
-        for path in entries.map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                waiting.push(path);
-            } else {
-                found.insert(path.to_string_lossy().into_owned());
-            }
-        }
-    }
-    found
-}
 
 /// All the nodes' threads and files are as they were.
 fn wait_until_clean(

@@ -8,6 +8,7 @@ pub mod node;
 pub mod oracle;
 pub mod plan;
 pub mod process;
+pub mod proxy;
 pub mod report;
 pub mod scenario;
 pub mod seed;

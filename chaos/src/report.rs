@@ -76,3 +76,16 @@ pub struct RecoveryTime {
     /// The cause, as the status names it.
     pub cause: String,
 }
+
+/// What a run tells while it goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// It has begun; the line repeats it.
+    Started(String),
+    /// A fault was struck.
+    Struck(Strike),
+    /// The job runs again.
+    Recovered(RecoveryTime),
+    /// What comes now, in words.
+    Phase(String),
+}

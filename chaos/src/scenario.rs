@@ -1,17 +1,93 @@
 //! Jobs under observation, as several tests run them: the job, the fold it must equal and the recorder that follows it.
+//!
+//! A [`Scenario`] is what the carrier of real processes needs to know of a job; [`Detection`] is the main job as single tests run it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use perennial_actors::model::{JobState, JobStatus};
 
 use crate::checker::{Recorder, Recording};
-use crate::oracle::{AbnormalDetection, committed_lines, compare};
+use crate::oracle::{AbnormalDetection, StateOracle, committed_lines, compare};
+use crate::plan::WorkloadPlan;
 use crate::process::ProcessCluster;
 use crate::seed::Seed;
 
 /// Users of the main job, one source subtask each.
 const USERS: u64 = 3;
+
+/// A bounded job of the command line with committed output, and what must come of it.
+pub trait Scenario: Send + Sync {
+    /// Arguments of `perennial run`, the job's name first.
+    fn arguments(&self, output: &Path) -> Vec<String>;
+    /// Lines of the committed output, sorted.
+    fn lines(&self) -> Vec<String>;
+    /// Keyed state as a function of source positions.
+    fn state(&self) -> Arc<dyn StateOracle>;
+    /// How long its input takes when nothing goes wrong.
+    fn duration(&self) -> Duration;
+}
+
+/// The scenario of a plan's job.
+///
+/// # Errors
+/// When there is none for this name.
+pub fn scenario(workload: &WorkloadPlan) -> anyhow::Result<Arc<dyn Scenario>> {
+    match workload.job.as_str() {
+        "abnormal-detection" => Ok(Arc::new(PlannedDetection::of(workload))),
+        other => anyhow::bail!(
+            "no scenario for the job `{other}`: there is one for abnormal-detection; give your own with the options"
+        ),
+    }
+}
+
+/// The main job as a plan shapes it: one user, lane and source subtask per subtask of the first parallelism (3 by default), so that `keys` says
+/// nothing here.
+struct PlannedDetection(AbnormalDetection);
+
+impl PlannedDetection {
+    fn of(workload: &WorkloadPlan) -> Self {
+        let users = workload.parallelism.first().copied().unwrap_or(3);
+        Self(AbnormalDetection {
+            seed: workload.seed,
+            users: u64::from(users),
+            events: workload.events,
+            interval_ms: (1000 / workload.rate.max(1)).max(1),
+            abnormal_share: 0.3,
+        })
+    }
+}
+
+impl Scenario for PlannedDetection {
+    fn arguments(&self, output: &Path) -> Vec<String> {
+        let oracle = &self.0;
+        let options = [
+            ("--users", oracle.users.to_string()),
+            ("--events", oracle.events.to_string()),
+            ("--interval-ms", oracle.interval_ms.to_string()),
+            ("--seed", oracle.seed.to_string()),
+            ("--output", output.to_string_lossy().into_owned()),
+        ];
+        let options = options.into_iter().flat_map(|(k, v)| [k.to_owned(), v]);
+        std::iter::once("abnormal-detection".to_owned())
+            .chain(options)
+            .collect()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.lines()
+    }
+
+    fn state(&self) -> Arc<dyn StateOracle> {
+        Arc::new(self.0.clone())
+    }
+
+    fn duration(&self) -> Duration {
+        let per_lane = self.0.events.div_ceil(self.0.users.max(1));
+        Duration::from_millis(per_lane * self.0.interval_ms)
+    }
+}
 
 /// The main job, bounded, with committed output, its checkpoints compared with the fold while it runs.
 pub struct Detection {
@@ -76,7 +152,7 @@ impl Detection {
             cluster.storage().open(),
             &cluster.storage().uri("checkpoints"),
             job.parse()?,
-            oracle.clone(),
+            Arc::new(oracle.clone()),
         )?;
         Ok(Self {
             job,

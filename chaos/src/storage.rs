@@ -68,6 +68,21 @@ impl Storage {
         self.kind
     }
 
+    /// Of the S3 server.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.s3.as_ref().map(|s| s.endpoint.as_str())
+    }
+
+    /// URI of the whole bucket, or directory.
+    #[must_use]
+    pub fn bucket(&self) -> String {
+        match self.kind {
+            StorageKind::Disk => self.root.clone(),
+            StorageKind::S3 => format!("s3://{}", variable("BUCKET")),
+        }
+    }
+
     /// URI of a sub-directory.
     #[must_use]
     pub fn uri(&self, below: &str) -> String {

@@ -198,16 +198,20 @@ pub struct ClusterSettings {
     pub renew_interval: Duration,
     /// `jobmanager.rpc.address`.
     pub rpc_address: String,
-    /// `jobmanager.rpc.port`; 0 takes a free one.
+    /// `jobmanager.rpc.port`: where it is found; 0 takes a free one.
     pub rpc_port: u16,
+    /// `jobmanager.rpc.bind-port`: where it listens, when that is another port (behind NAT, a proxy, a port mapping).
+    pub rpc_bind_port: Option<u16>,
     /// `jobmanager.bind-host`.
     pub bind_host: String,
     /// `taskmanager.host`: the name peers reach this TaskManager by.
     pub task_manager_host: String,
     /// `taskmanager.bind-host`.
     pub task_manager_bind_host: String,
-    /// `taskmanager.data.port`; 0 takes a free one.
+    /// `taskmanager.data.port`: where peers find it; 0 takes a free one.
     pub data_port: u16,
+    /// `taskmanager.data.bind-port`: where it listens, when that is another port.
+    pub data_bind_port: Option<u16>,
     /// `taskmanager.resource-id`; by default drawn at start.
     pub resource_id: Option<String>,
     /// `taskmanager.numberOfTaskSlots`.

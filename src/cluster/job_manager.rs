@@ -23,7 +23,7 @@ use perennial_actors::rpc::{TcpTransport, Transport};
 use perennial_config::{Secret, Settings};
 use tokio::sync::watch;
 
-use super::NodeError;
+use super::{NodeError, Ports};
 use crate::storage::{Stores, probe_conditional_create};
 
 /// How long a probe of the incumbent leader may take.
@@ -91,7 +91,11 @@ impl JobManagerNode {
         };
         let leading = Arc::new(Leading::default());
         let cluster = &settings.cluster;
-        let bind = format!("{}:{}", cluster.bind_host, cluster.rpc_port);
+        let ports = Ports {
+            found: cluster.rpc_port,
+            bound: cluster.rpc_bind_port,
+        };
+        let bind = format!("{}:{}", cluster.bind_host, ports.to_bind());
         let listener = RpcListener::start(ListenerOptions {
             transport: transport.clone(),
             bind: bind.clone(),
@@ -112,16 +116,10 @@ impl JobManagerNode {
         .await
         .map_err(|source| NodeError::Listen {
             address: bind,
-            key: "jobmanager.bind-host, jobmanager.rpc.port",
+            key: "jobmanager.bind-host, jobmanager.rpc.port, jobmanager.rpc.bind-port",
             source,
         })?;
-        let port = listener
-            .address()
-            .rsplit(':')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let address = format!("{}:{port}", cluster.rpc_address);
+        let address = ports.advertised(&cluster.rpc_address, listener.address());
         let (shutdown, shutdown_asked) = watch::channel(false);
         let (leads_sender, leads) = watch::channel(None);
         let run = Run {

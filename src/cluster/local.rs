@@ -45,6 +45,7 @@ impl LocalCluster {
     ) -> Result<Self, NodeError> {
         let mut settings = settings.clone();
         settings.cluster.rpc_port = 0;
+        settings.cluster.rpc_bind_port = None;
         let id = format!("local-{:032x}", Entropy::system().u128());
         // What nobody can come back to needs no file.
         settings.cluster.high_availability = HighAvailability::None;

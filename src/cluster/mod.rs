@@ -4,6 +4,7 @@ mod build_id;
 mod job_manager;
 mod leader;
 mod local;
+mod ports;
 mod task_manager;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub use build_id::build_id;
 pub use job_manager::{JobManagerExit, JobManagerNode};
 pub use leader::StoredLeader;
 pub use local::LocalCluster;
+use ports::Ports;
 pub use task_manager::{StuckTasks, TaskManagerNode, TaskManagerSurroundings};
 
 /// A node could not start.

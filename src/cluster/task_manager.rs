@@ -15,7 +15,7 @@ use perennial_actors::task_manager::{
 };
 use perennial_config::{HighAvailability, Settings};
 
-use super::{NodeError, Runtime, StoredLeader, build_id, runtime};
+use super::{NodeError, Ports, Runtime, StoredLeader, build_id, runtime};
 use crate::api::JobRegistry;
 use crate::exchange::Exchange;
 use crate::storage::Stores;
@@ -112,11 +112,15 @@ impl TaskManagerNode {
                 .clone()
                 .unwrap_or_else(|| format!("taskmanager-{}", &instance.to_string()[..8])),
         );
-        let bind = format!("{}:{}", cluster.task_manager_bind_host, cluster.data_port);
+        let ports = Ports {
+            found: cluster.data_port,
+            bound: cluster.data_bind_port,
+        };
+        let bind = format!("{}:{}", cluster.task_manager_bind_host, ports.to_bind());
         let exchange = Exchange::bind(
             transport.clone(),
             &bind,
-            Some(cluster.task_manager_host.clone()),
+            Some(&|bound| ports.advertised(&cluster.task_manager_host, bound)),
             (resource.clone(), instance),
             &cluster.cluster_secret.0,
             cluster.network_memory,
@@ -125,7 +129,7 @@ impl TaskManagerNode {
         .await
         .map_err(|source| NodeError::Listen {
             address: bind,
-            key: "taskmanager.bind-host, taskmanager.data.port",
+            key: "taskmanager.bind-host, taskmanager.data.port, taskmanager.data.bind-port",
             source,
         })?;
         let runner = LocalTaskRunner::new(RunnerOptions {

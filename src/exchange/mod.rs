@@ -111,12 +111,12 @@ impl Drop for Running {
 impl Exchange {
     /// Listens for consumers of other processes.
     ///
-    /// `advertised_host` replaces the host of the bound address in what peers are told. `network_memory` is shared out among the
+    /// Peers are told `advertised`, given the bound address; `None`: that address itself. `network_memory` is shared out among the
     /// channels from other processes. Socket work runs on `handle`.
     pub async fn bind(
         transport: Arc<dyn Transport>,
         bind_address: &str,
-        advertised_host: Option<String>,
+        advertised: Option<&(dyn Fn(&str) -> String + Sync)>,
         location: (ResourceId, InstanceId),
         secret: &str,
         network_memory: u64,
@@ -127,9 +127,9 @@ impl Exchange {
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("bind {bind_address}")))?
             .map_err(|e| io::Error::new(e.kind(), format!("bind {bind_address}: {e}")))?;
         let bound = listener.address();
-        let address = match (advertised_host, bound.rsplit_once(':')) {
-            (Some(host), Some((_, port))) => format!("{host}:{port}"),
-            (Some(_) | None, _) => bound,
+        let address = match advertised {
+            Some(advertised) => advertised(&bound),
+            None => bound,
         };
         let (resource, instance) = location;
         let inner = Arc::new(Inner {

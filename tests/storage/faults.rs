@@ -10,12 +10,13 @@ use perennial::storage::{
 use perennial_actors::checkpoint::{Created, Store, StoreError, StoreFactory};
 use perennial_actors::clock::Instant;
 use perennial_actors::entropy::Entropy;
+use perennial_chaos::proxy::StoreProxy;
+use perennial_chaos::proxy::store::Break;
 use perennial_config::{S3Settings, Secret};
 
-use crate::proxy::{Break, Proxy};
+use crate::proxy::{before, rule};
 use crate::setup::{Fresh, s3_settings, s3_with, variable};
 
-const SLOW_DOWN: &str = "HTTP/1.1 503 Slow Down\r\ncontent-type: application/xml\r\ncontent-length: 68\r\n\r\n<Error><Code>SlowDown</Code><Message>Reduce please</Message></Error>";
 const LARGE: usize = 9 << 20;
 
 /// Short limits, so that what must end by a limit ends soon.
@@ -29,9 +30,9 @@ fn impatient() -> S3Settings {
     }
 }
 
-async fn behind_a_proxy(settings: S3Settings) -> (Fresh, Proxy) {
-    let proxy = Proxy::before(&variable("ENDPOINT")).await;
-    let endpoint = Some(proxy.endpoint.clone());
+fn behind_a_proxy(settings: S3Settings) -> (Fresh, StoreProxy) {
+    let proxy = before(&variable("ENDPOINT"));
+    let endpoint = Some(proxy.endpoint());
     (
         s3_with(S3Settings {
             endpoint,
@@ -47,8 +48,8 @@ fn text(text: &'static str) -> Bytes {
 
 #[tokio::test]
 async fn a_lost_success_of_a_create_is_unknown_and_never_exists() {
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
-    proxy.rule(&["PUT /"], Break::CutAnswer, 1);
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
+    rule(&proxy, &["PUT /"], Break::CutAnswer, 1);
     let created = fresh.store.create("record", text("ours")).await;
     assert!(
         matches!(
@@ -70,8 +71,8 @@ async fn a_lost_success_of_a_create_is_unknown_and_never_exists() {
 
 #[tokio::test]
 async fn a_create_whose_every_answer_is_lost_is_unknown() {
-    let (fresh, proxy) = behind_a_proxy(impatient()).await;
-    proxy.rule(&["PUT /"], Break::CutAnswer, u32::MAX);
+    let (fresh, proxy) = behind_a_proxy(impatient());
+    rule(&proxy, &["PUT /"], Break::CutAnswer, u32::MAX);
     let created = fresh.store.create("record", text("ours")).await;
     assert!(
         matches!(created, Err(StoreError::Unknown { .. })),
@@ -81,8 +82,8 @@ async fn a_create_whose_every_answer_is_lost_is_unknown() {
 
 #[tokio::test]
 async fn a_create_that_never_arrived_is_tried_again_and_wins() {
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
-    proxy.rule(&["PUT /"], Break::CutRequest, 2);
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
+    rule(&proxy, &["PUT /"], Break::CutRequest, 2);
     let created = fresh.store.create("record", text("ours")).await;
     assert_eq!(created.unwrap(), Created::New);
     assert_eq!(proxy.count("PUT /"), 3);
@@ -91,9 +92,9 @@ async fn a_create_that_never_arrived_is_tried_again_and_wins() {
 #[tokio::test]
 async fn a_create_whose_retry_meets_a_rival_is_unknown() {
     // The rival's object is there, our first attempt got lost: a 412 cannot say whose it is.
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
     fresh.store.put("record", text("theirs")).await.unwrap();
-    proxy.rule(&["PUT /"], Break::CutRequest, 1);
+    rule(&proxy, &["PUT /"], Break::CutRequest, 1);
     let created = fresh.store.create("record", text("ours")).await;
     assert!(
         matches!(created, Err(StoreError::Unknown { .. })),
@@ -107,9 +108,9 @@ async fn a_create_whose_retry_meets_a_rival_is_unknown() {
 
 #[tokio::test]
 async fn a_lost_success_of_a_large_create_is_unknown_and_the_object_is_whole() {
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
     let bytes = Bytes::from(vec![7; LARGE]);
-    proxy.rule(&["PUT /"], Break::CutAnswer, 1);
+    rule(&proxy, &["PUT /"], Break::CutAnswer, 1);
     let created = fresh.store.create("large", bytes.clone()).await;
     assert!(
         matches!(created, Err(StoreError::Unknown { .. })),
@@ -120,13 +121,13 @@ async fn a_lost_success_of_a_large_create_is_unknown_and_the_object_is_whole() {
 
 #[tokio::test]
 async fn a_lost_success_of_a_put_is_repeated_small_and_large() {
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
-    proxy.rule(&["PUT /"], Break::CutAnswer, 1);
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
+    rule(&proxy, &["PUT /"], Break::CutAnswer, 1);
     fresh.store.put("small", text("x")).await.unwrap();
     assert_eq!(fresh.store.get("small", None).await.unwrap(), text("x"));
     let bytes = Bytes::from(vec![7; LARGE]);
-    proxy.rule(&["partNumber=1"], Break::CutAnswer, 1);
-    proxy.rule(&["POST /", "uploadId="], Break::CutAnswer, 1);
+    rule(&proxy, &["partNumber=1"], Break::CutAnswer, 1);
+    rule(&proxy, &["POST /", "uploadId="], Break::CutAnswer, 1);
     fresh.store.put("large", bytes.clone()).await.unwrap();
     assert!(fresh.store.get("large", None).await.unwrap() == bytes);
     assert_eq!(proxy.count("partNumber=1"), 2);
@@ -134,8 +135,8 @@ async fn a_lost_success_of_a_put_is_repeated_small_and_large() {
 
 #[tokio::test]
 async fn a_large_write_that_fails_leaves_no_upload_behind() {
-    let (fresh, proxy) = behind_a_proxy(impatient()).await;
-    proxy.rule(&["partNumber=2"], Break::CutRequest, u32::MAX);
+    let (fresh, proxy) = behind_a_proxy(impatient());
+    rule(&proxy, &["partNumber=2"], Break::CutRequest, u32::MAX);
     let bytes = Bytes::from(vec![7; LARGE]);
     let put = fresh.store.put("large", bytes.clone()).await;
     // Without a completion nothing has happened to the object.
@@ -150,8 +151,8 @@ async fn a_large_write_that_fails_leaves_no_upload_behind() {
 
 #[tokio::test]
 async fn uploads_of_dead_writers_are_swept_by_prefix() {
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
-    proxy.rule(&["partNumber="], Break::Silence, u32::MAX);
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
+    rule(&proxy, &["partNumber="], Break::Silence, u32::MAX);
     for (number, key) in [(1, "chk-1/large"), (2, "chk-2/large")] {
         let upload = fresh.store.put(key, Bytes::from(vec![7; LARGE]));
         // The writer dies as soon as the first part of its upload is on its way.
@@ -168,9 +169,9 @@ async fn uploads_of_dead_writers_are_swept_by_prefix() {
 
 #[tokio::test]
 async fn silence_is_bounded_for_every_operation() {
-    let (fresh, proxy) = behind_a_proxy(impatient()).await;
+    let (fresh, proxy) = behind_a_proxy(impatient());
     fresh.store.put("a", text("x")).await.unwrap();
-    proxy.rule(&["/"], Break::Silence, u32::MAX);
+    rule(&proxy, &["/"], Break::Silence, u32::MAX);
     let store = &fresh.store;
     let begin = Instant::now();
     let (created, put, got, listed, deleted) = tokio::join!(
@@ -204,19 +205,16 @@ async fn silence_is_bounded_for_every_operation() {
 
 #[tokio::test]
 async fn a_body_that_stops_or_breaks_is_read_again() {
-    let (fresh, proxy) = behind_a_proxy(impatient()).await;
+    let (fresh, proxy) = behind_a_proxy(impatient());
     let bytes = Bytes::from(vec![7; 1 << 20]);
     fresh.store.put("body", bytes.clone()).await.unwrap();
-    for how in [
-        Break::StopAnswerAfter(100_000),
-        Break::CutAnswerAfter(100_000),
-    ] {
-        proxy.rule(&["GET /"], how, 1);
+    for how in [Break::StopBodyAfter(100_000), Break::CutBodyAfter(100_000)] {
+        rule(&proxy, &["GET /"], how, 1);
         assert!(fresh.store.get("body", None).await.unwrap() == bytes);
     }
     assert_eq!(proxy.count("GET /"), 4);
     let begin = Instant::now();
-    proxy.rule(&["GET /"], Break::StopAnswerAfter(100_000), u32::MAX);
+    rule(&proxy, &["GET /"], Break::StopBodyAfter(100_000), u32::MAX);
     let got = fresh.store.get("body", None).await;
     assert!(
         matches!(&got, Err(StoreError::Failed { message, .. }) if message.contains("stopped after")),
@@ -231,13 +229,13 @@ async fn a_body_that_stops_or_breaks_is_read_again() {
 
 #[tokio::test]
 async fn throttling_is_waited_out_and_then_reported_with_each_attempt() {
-    let (fresh, proxy) = behind_a_proxy(s3_settings()).await;
-    proxy.rule(&["PUT /"], Break::Answer(SLOW_DOWN), 3);
+    let (fresh, proxy) = behind_a_proxy(s3_settings());
+    rule(&proxy, &["PUT /"], Break::Answer(503), 3);
     assert_eq!(
         fresh.store.create("a", text("x")).await.unwrap(),
         Created::New
     );
-    proxy.rule(&["PUT /"], Break::Answer(SLOW_DOWN), u32::MAX);
+    rule(&proxy, &["PUT /"], Break::Answer(503), u32::MAX);
     let created = fresh.store.create("b", text("x")).await.unwrap_err();
     // The server said that it did nothing: that is certain.
     assert!(matches!(created, StoreError::Failed { .. }), "{created}");

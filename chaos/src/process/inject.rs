@@ -8,7 +8,8 @@ use perennial_actors::model::message::RpcError;
 use perennial_actors::rpc::TcpTransport;
 use perennial_config::Secret;
 
-use super::{ProcessCluster, SECRET};
+use super::ProcessCluster;
+use super::cluster::CLUSTER_SECRET;
 
 /// For a connection, and for an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +26,7 @@ impl ProcessCluster {
             .build()
             .map_err(|error| RpcError::Refused(format!("no runtime: {error}")))?;
         runtime.block_on(async {
-            let secret = Secret(SECRET.to_owned());
+            let secret = Secret(CLUSTER_SECRET.to_owned());
             let mut client =
                 Client::connect(&TcpTransport, self.address(), &secret, TIMEOUT).await?;
             client.inject(injection, TIMEOUT).await

@@ -1,15 +1,24 @@
 //! One node: a child process with its log.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, anyhow, bail};
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 
 pub use rustix::process::Signal;
+
+/// How a node's log comes into its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Logging {
+    /// It writes it itself.
+    File,
+    /// Through us, so that a limit on the files that it writes does not silence it.
+    Piped,
+}
 
 /// A JobManager or TaskManager process, and how to start it again.
 #[derive(Debug)]
@@ -18,6 +27,7 @@ pub struct Node {
     binary: PathBuf,
     arguments: Vec<String>,
     log: PathBuf,
+    logging: Logging,
     child: Child,
     ended: Option<ExitStatus>,
     may_exit: bool,
@@ -30,15 +40,17 @@ impl Node {
         arguments: Vec<String>,
         points: Option<String>,
         logs: &Path,
+        logging: Logging,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         let log = logs.join(format!("{name}.log"));
-        let child = spawn(binary, &arguments, points.as_deref(), &log)?;
+        let child = spawn(binary, &arguments, points.as_deref(), &log, logging)?;
         Ok(Self {
             name: name.to_owned(),
             binary: binary.to_owned(),
             arguments,
             log,
+            logging,
             child,
             ended: None,
             may_exit: false,
@@ -104,11 +116,39 @@ impl Node {
             bail!("{} has ended with exit code {code}", self.name);
         }
         self.may_exit |= signal == Signal::TERM;
-        let pid = i32::try_from(self.child.id())
+        let pid = self.process()?;
+        kill_process(pid, signal).with_context(|| format!("{signal:?} to {}", self.name))
+    }
+
+    fn process(&self) -> anyhow::Result<Pid> {
+        i32::try_from(self.child.id())
             .ok()
             .and_then(Pid::from_raw)
-            .ok_or_else(|| anyhow!("{} has no process id", self.name))?;
-        kill_process(pid, signal).with_context(|| format!("{signal:?} to {}", self.name))
+            .ok_or_else(|| anyhow!("{} has no process id", self.name))
+    }
+
+    /// Sets the soft limit of a resource while the process runs; returns what it was. A child's limits may be changed without being root.
+    pub(super) fn limit(
+        &mut self,
+        resource: Resource,
+        soft: Option<u64>,
+    ) -> anyhow::Result<Option<u64>> {
+        if let Some(code) = self.exit_code()? {
+            bail!("{} has ended with exit code {code}", self.name);
+        }
+        let pid = self.process()?;
+        let before = rustix::process::getrlimit(resource);
+        let set = Rlimit {
+            current: soft,
+            maximum: before.maximum,
+        };
+        let before = prlimit(Some(pid), resource, set)
+            .with_context(|| format!("limit of {resource:?} for {}", self.name))?;
+        Ok(before.current)
+    }
+
+    pub(super) fn is_allowed_to_exit(&self) -> bool {
+        self.may_exit
     }
 
     pub(super) fn restart(&mut self) -> anyhow::Result<()> {
@@ -116,7 +156,7 @@ impl Node {
             bail!("{} still runs", self.name);
         }
         // What struck its predecessor has struck.
-        self.child = spawn(&self.binary, &self.arguments, None, &self.log)?;
+        self.child = spawn(&self.binary, &self.arguments, None, &self.log, self.logging)?;
         self.ended = None;
         self.may_exit = false;
         Ok(())
@@ -128,6 +168,7 @@ fn spawn(
     arguments: &[String],
     points: Option<&str>,
     log: &Path,
+    logging: Logging,
 ) -> anyhow::Result<Child> {
     let mut file: File = OpenOptions::new().create(true).append(true).open(log)?;
     writeln!(file, "--- {} {}", binary.display(), arguments.join(" "))?;
@@ -139,7 +180,22 @@ fn spawn(
     let (work, temporary) = (root.join("work"), root.join("tmp"));
     std::fs::create_dir_all(&work)?;
     std::fs::create_dir_all(&temporary)?;
-    Command::new(binary)
+    let mut command = match logging {
+        Logging::File => {
+            let mut command = Command::new(binary);
+            command.stdout(file.try_clone()?).stderr(file.try_clone()?);
+            command
+        }
+        Logging::Piped => {
+            // Without it a write beyond the limit kills the process instead of failing.
+            let mut command = Command::new("sh");
+            command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
+            command.arg(binary);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+        }
+    };
+    let mut child = command
         .args(["--log", "info"])
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
@@ -147,8 +203,24 @@ fn spawn(
         .env(crate::node::POINTS, points.unwrap_or_default())
         .current_dir(work)
         .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
         .spawn()
-        .with_context(|| format!("cannot start {}", binary.display()))
+        .with_context(|| format!("cannot start {}", binary.display()))?;
+    if let Some(stream) = child.stdout.take() {
+        copy_in_background(stream, file.try_clone()?)?;
+    }
+    if let Some(stream) = child.stderr.take() {
+        copy_in_background(stream, file)?;
+    }
+    Ok(child)
+}
+
+/// Until the process has ended.
+fn copy_in_background(mut from: impl Read + Send + 'static, mut to: File) -> anyhow::Result<()> {
+    std::thread::Builder::new()
+        .name("node-log".to_owned())
+        .spawn(move || {
+            // A log that cannot be written is seen in the log.
+            let _ = std::io::copy(&mut from, &mut to);
+        })?;
+    Ok(())
 }

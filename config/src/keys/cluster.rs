@@ -112,6 +112,16 @@ pub(super) const KEYS: &[Key] = &[
         },
     ),
     node(
+        "jobmanager.rpc.bind-port",
+        Kind::Count,
+        None,
+        "where the JobManager listens; unset: on jobmanager.rpc.port",
+        |d, v| {
+            d.cluster.rpc_bind_port = Some(port(v)?);
+            Ok(())
+        },
+    ),
+    node(
         "jobmanager.bind-host",
         Kind::Text,
         Some("localhost"),
@@ -148,6 +158,16 @@ pub(super) const KEYS: &[Key] = &[
         "0 takes a free one",
         |d, v| {
             d.cluster.data_port = port(v)?;
+            Ok(())
+        },
+    ),
+    node(
+        "taskmanager.data.bind-port",
+        Kind::Count,
+        None,
+        "where a TaskManager listens; unset: on taskmanager.data.port",
+        |d, v| {
+            d.cluster.data_bind_port = Some(port(v)?);
             Ok(())
         },
     ),

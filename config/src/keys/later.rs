@@ -223,8 +223,6 @@ pub(super) const KEYS: &[Key] = &[
     later("web.adaptive-scheduler.rescale-history.size", Kind::Count, REST),
     later("historyserver.**", Kind::Text, "there is no history server; history lies in the store"),
     later("jobstore.**", Kind::Text, "results lie in the store of high availability; leave it out"),
-    later("jobmanager.rpc.bind-port", Kind::Ports, "the JobManager listens on jobmanager.rpc.port"),
-    later("taskmanager.data.bind-port", Kind::Ports, "a TaskManager listens on taskmanager.data.port"),
     today("security.ssl.internal.enabled", Kind::Flag, "false", SSL),
     today("security.ssl.rest.enabled", Kind::Flag, "false", SSL),
     later("security.ssl.**", Kind::Secret, SSL),
