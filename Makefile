@@ -1,8 +1,8 @@
 # The commands of this repository. `make help` lists them.
 
 SHELL := /bin/bash
-# Found also when no shell file names it.
-export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# Found also when no shell file names it; first, because a distribution's own cargo is mostly too old.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help run check test chaos bench setup setup-test
 
@@ -19,10 +19,11 @@ check: setup-test ## formatting, lints and documentation, all warnings denied
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-# The binary first: the process tests run it, and cargo builds it with the same features as a release has.
+# The binary first, and a copy of it: built alone it has the features of a release, while the tests' build has fault points in it.
 test: check ## check, then every test, against a real S3 server that it starts and stops
 	cargo build --locked -p perennial --bins
-	scripts/s3-server run cargo test --locked --workspace --no-fail-fast
+	mkdir -p $(TARGET)/alone && cp -f $(TARGET)/debug/perennial $(TARGET)/alone/perennial
+	PERENNIAL_BINARY=$$(realpath $(TARGET)/alone/perennial) scripts/s3-server run cargo test --locked --workspace --no-fail-fast
 
 # The binary alone again, with the features of a release. Results add up over calls; everything after ARGS= goes to the command.
 chaos: setup-test ## breaks a release cluster for MINUTES=10 and writes .perennial/chaos/report.html
@@ -33,7 +34,7 @@ chaos: setup-test ## breaks a release cluster for MINUTES=10 and writes .perenni
 
 bench: setup ## measures what the README shows, each figure beside a bare loop (about 10 minutes)
 	cargo build --locked --release -p perennial --bins
-	cargo run --locked --release -p perennial-chaos --example figures -- $${CARGO_TARGET_DIR:-target}/release/perennial
+	cargo run --locked --release -p perennial-chaos --example figures -- "$${CARGO_TARGET_DIR:-target}/release/perennial"
 
 setup:
 	@scripts/setup run

@@ -11,6 +11,7 @@ pub type FunctionResult<T = ()> = Result<T, FunctionError>;
 pub struct FunctionError {
     source: Box<dyn Error + Send + Sync>,
     is_unrecoverable: bool,
+    record: Option<usize>,
 }
 
 impl FunctionError {
@@ -19,6 +20,7 @@ impl FunctionError {
         Self {
             source: source.into(),
             is_unrecoverable: true,
+            record: None,
         }
     }
 
@@ -27,7 +29,21 @@ impl FunctionError {
         Self {
             source: source.into(),
             is_unrecoverable: false,
+            record: None,
         }
+    }
+
+    /// Says at which record of the batch it was given a function failed, counted from 0, so that the failure can name it.
+    #[must_use]
+    pub fn at_record(mut self, index: usize) -> Self {
+        self.record = Some(index);
+        self
+    }
+
+    /// See [`at_record`](Self::at_record).
+    #[must_use]
+    pub fn record(&self) -> Option<usize> {
+        self.record
     }
 
     /// Whether a retry is pointless.

@@ -178,6 +178,40 @@ fn each_outside_world_has_one_door_in_the_sources() {
     }
 }
 
+/// What waits in a thread: no handler of an actor may, so nothing in their room has it.
+const BLOCKING: [&str; 8] = [
+    "std::fs",
+    "std::net",
+    "std::process",
+    "thread::sleep",
+    "thread::park",
+    "block_on",
+    "block_in_place",
+    "spawn_blocking",
+];
+
+fn what_blocks(source: &str) -> Option<&'static str> {
+    source
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .find_map(|code| BLOCKING.into_iter().find(|word| code.contains(word)))
+}
+
+#[test]
+fn nothing_that_blocks_is_in_the_room_of_the_actors() {
+    let sources = sources();
+    let actors: Vec<_> = sources
+        .iter()
+        .filter(|(path, _)| path.starts_with("actors/src"))
+        .collect();
+    assert!(actors.len() > 50, "the scan found only {}", actors.len());
+    for (path, source) in actors {
+        assert_eq!(what_blocks(source), None, "{path}");
+    }
+    assert_eq!(what_blocks("    std::fs::read(x)"), Some("std::fs"));
+    assert_eq!(what_blocks("// std::fs::read(x)"), None);
+}
+
 #[test]
 fn the_scan_sees_imports_and_not_words() {
     for yes in [

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use perennial_actors::model::JobState;
 use perennial_chaos::process::resources::{files_below, open_files, task_threads, threads};
-use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::seed::Seed;
+use rustix::process::{Pid, Signal, kill_process};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -41,7 +42,7 @@ fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
         "clean_ends",
         "a_job_leaves_no_thread_socket_or_file_behind_however_it_ends",
     );
-    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+    let plan = ClusterPlan::new(binary())
         .task_managers(2)
         .slots(2)
         .set("execution.checkpointing.interval", "100ms")
@@ -108,8 +109,8 @@ fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
         .collect();
     wait_until_clean(&mut cluster, &alive, &before, "a failed job");
 
-    // The store keeps no state of a finished or cancelled job, the output directory nothing hidden of a finished one.
-    // (What a cancelled job had prepared stays: a restore from a retained checkpoint would commit it.)
+    // The store keeps no state of a finished or cancelled job, the output directory nothing hidden: what belongs to the last completed
+    // checkpoint was committed, the rest removed. (What the killed TaskManager left of the failed one would need a restore.)
     let store = cluster.storage().uri("checkpoints");
     let store = Path::new(store.strip_prefix("file://").unwrap()).to_owned();
     for job in [&job, &endless] {
@@ -124,7 +125,9 @@ fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
     }
     let hidden: Vec<String> = files_below(&output)
         .into_iter()
-        .filter(|path| path.contains("/.") && path.contains(&job))
+        .filter(|path| {
+            path.contains("/.") && [&job, &endless].iter().any(|job| path.contains(*job))
+        })
         .collect();
     assert!(hidden.is_empty(), "uncommitted output is left: {hidden:?}");
     for node in ["work", "tmp"] {
@@ -136,7 +139,7 @@ fn a_job_leaves_no_thread_socket_or_file_behind_however_it_ends() {
 #[test]
 fn sigterm_ends_every_role_with_exit_code_0() {
     let _seed = Seed::announce("clean_ends", "sigterm_ends_every_role_with_exit_code_0");
-    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial")).task_managers(2);
+    let plan = ClusterPlan::new(binary()).task_managers(2);
     let mut cluster = ProcessCluster::start(plan).unwrap();
     let job = cluster
         .submit(&[], &["keyed-count", "-p", "2", "--rate", "100"])
@@ -167,7 +170,7 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
             "-D".to_owned(),
             format!("jobmanager.rpc.port={port}"),
         ];
-        let mut start = Command::new(env!("CARGO_BIN_EXE_perennial"))
+        let mut start = Command::new(binary())
             .args(&settings)
             .args(["start", "--taskmanagers", "2"])
             .args(more)
@@ -176,7 +179,7 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
             .spawn()
             .unwrap();
         let perennial = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+            let mut command = Command::new(binary());
             command
                 .args(&settings)
                 .args(["--jobmanager", &address, "--json"])
@@ -188,17 +191,14 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
                 serde_json::from_slice(&perennial(&["list", "--taskmanagers"]).stdout).ok();
             nodes.is_some_and(|nodes| nodes.as_array().is_some_and(|n| n.len() == 2))
         });
-        let terminated = Command::new("kill")
-            .args(["-TERM", &start.id().to_string()])
-            .status()
-            .unwrap();
+        let terminated = kill_process(Pid::from_child(&start), Signal::TERM);
         let ended = wait(|| start.try_wait().unwrap().is_some());
         if !ended {
             start.kill().unwrap();
         }
         let code = start.wait().unwrap().code();
         assert!(
-            came_up && terminated.success(),
+            came_up && terminated.is_ok(),
             "the cluster did not come up: {more:?}"
         );
         assert_eq!((ended, code), (true, Some(0)), "{more:?}");
@@ -207,6 +207,50 @@ fn sigterm_ends_a_whole_local_cluster_and_its_processes_with_exit_code_0() {
             wait(|| perennial(&["list"]).status.code() == Some(3)),
             "{more:?}"
         );
+    }
+}
+
+/// Ctrl-C and `kill`: the job is cancelled, the cluster ends, and what is left in the store is the job's own records.
+#[test]
+fn a_signal_ends_a_local_run_with_its_job_and_leaves_nothing_behind() {
+    for signal in ["-INT", "-TERM"] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, output) = (directory.path().join("store"), directory.path().join("out"));
+        let log = directory.path().join("log");
+        let mut run = Command::new(env!("CARGO_BIN_EXE_perennial"))
+            .args([
+                "-D",
+                &format!("execution.checkpointing.dir=file://{}", store.display()),
+            ])
+            .args(["-D", "execution.checkpointing.interval=100ms"])
+            .args(["run", "keyed-count", "--local", "-p", "2", "--rate", "1000"])
+            .args(["--output", &output.to_string_lossy()])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let said = || std::fs::read_to_string(&log).unwrap();
+        let is_running = wait(|| said().contains("| checkpoint 3"));
+        let children = format!("/proc/{0}/task/{0}/children", run.id());
+        let children = std::fs::read_to_string(children).unwrap();
+        let asked = Command::new("kill")
+            .args([signal, &run.id().to_string()])
+            .status()
+            .unwrap();
+        let ended = wait(|| run.try_wait().unwrap().is_some());
+        if !ended {
+            run.kill().unwrap();
+        }
+        let code = run.wait().unwrap().code();
+        assert!(is_running && asked.success(), "{signal}: {}", said());
+        assert_eq!((ended, code), (true, Some(0)), "{signal}: {}", said());
+        assert!(said().contains("is CANCELED"), "{signal}: {}", said());
+        assert_eq!(children, "", "{signal}: it had processes of its own");
+        let left: Vec<String> = files_below(&store)
+            .into_iter()
+            .filter(|path| !path.ends_with("/_metadata") && !path.ends_with("/latest"))
+            .collect();
+        assert!(left.is_empty(), "{signal}: {left:#?}");
     }
 }
 

@@ -6,16 +6,16 @@
 )]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use perennial_chaos::oracle::{committed_lines, compare, word_count};
+use perennial_chaos::process::binary;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 fn perennial(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_perennial"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(binary()).args(arguments).output().unwrap()
 }
 
 fn code(output: &Output) -> i32 {
@@ -87,6 +87,13 @@ fn wrong_usage_ends_with_2_and_suggests_what_was_meant() {
         (&["statsu", "x"], "status"),
         (&["run"], "keyed-count"),
         (&["start", "--taskmanagers", "many"], "invalid value"),
+        (&["start", "--taskmanagers", "0"], "invalid value"),
+        // Two clusters named at once.
+        (&["run", "keyed-count", "--local", "-m", "a:1"], "--local"),
+        (&["-m", "a:1", "run", "keyed-count", "--local"], "--local"),
+        (&["-m", "a:1", "taskmanager"], "jobmanager.rpc.address"),
+        (&["-m", "a:1", "jobmanager"], "jobmanager.rpc.address"),
+        (&["-m", "a:1", "start"], "jobmanager.rpc.address"),
     ] {
         let output = perennial(arguments);
         assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
@@ -95,15 +102,54 @@ fn wrong_usage_ends_with_2_and_suggests_what_was_meant() {
     }
 }
 
+/// As behind `| head`: the reader of both outputs is gone before anything is written.
+fn unread(arguments: &[&str]) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_perennial"))
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    child
+}
+
+/// A JobManager works on when nobody reads its log, a job that prints fails once and for all, and a command has done what it did.
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = format!(
+        "execution.checkpointing.dir=file://{}",
+        directory.path().display()
+    );
+    let port = free_port();
+    let key = format!("jobmanager.rpc.port={port}");
+    let mut node = unread(&["-D", &store, "-D", &key, "jobmanager"]);
+    let list = ["-D", &key, "list"];
+    // 30 seconds in all.
+    let answers = (0..300).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        code(&perennial(&list)) == 0
+    });
+    let listed = unread(&list).wait().unwrap().code();
+    kill_process(Pid::from_child(&node), Signal::TERM).unwrap();
+    let ended = node.wait().unwrap().code();
+    assert_eq!((answers, listed, ended), (true, Some(0), Some(0)));
+
+    let endless = ["run", "abnormal-detection", "--local", "--interval-ms", "1"];
+    let mut job = unread(&[&["-D", &store][..], &endless].concat());
+    assert_eq!(job.wait().unwrap().code(), Some(1));
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 #[test]
 fn a_cluster_that_does_not_answer_ends_with_3_and_says_how_to_start_one() {
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let address = format!("127.0.0.1:{port}");
+    let address = format!("127.0.0.1:{}", free_port());
     for command in [
         &["list"][..],
         &["status", "abc"],
@@ -287,4 +333,48 @@ fn a_job_that_fails_ends_with_1_and_its_cause() {
         "{}",
         stderr(&output)
     );
+}
+
+/// What no attempt can change ends at once, whatever the strategy, and says what to do.
+#[test]
+fn what_cannot_work_is_told_at_once_and_not_tried_again_and_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let path = file.to_string_lossy().into_owned();
+    let missing = format!("file://{path}-missing");
+    let store = format!(
+        "execution.checkpointing.dir=file://{}/store",
+        directory.path().display()
+    );
+    for (arguments, expected, words) in [
+        (
+            &["--output", &path][..],
+            1,
+            &[&path[..], "another directory"][..],
+        ),
+        (
+            &["--from-savepoint", &missing],
+            1,
+            &[&missing, "no snapshot"],
+        ),
+        (
+            &["--from-savepoint", "hdfs://name/savepoint"],
+            2,
+            &["hdfs", "file://"],
+        ),
+    ] {
+        // The defaults' strategy would go on for ever, and so would this test.
+        let strategy = "restart-strategy.type=fixed-delay";
+        let settings = ["-D", &store, "-D", strategy];
+        let run = ["run", "keyed-count", "--local", "--taskmanagers", "1"];
+        let output = perennial(&[&settings[..], &run, arguments].concat());
+        let said = stderr(&output);
+        assert_eq!(code(&output), expected, "{arguments:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{word} is missing: {said}");
+        }
+        // Nothing was tried twice.
+        assert!(!said.contains("attempt 1.2"), "{said}");
+    }
 }

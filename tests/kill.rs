@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use perennial_actors::model::JobState;
 use perennial_chaos::checker::Recording;
-use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::scenario::Detection;
 use perennial_chaos::seed::Seed;
 use perennial_chaos::storage::StorageKind;
@@ -28,7 +28,7 @@ enum Spare {
 }
 
 fn plan(storage: StorageKind, task_managers: u32) -> ClusterPlan {
-    ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+    ClusterPlan::new(binary())
         .storage(storage)
         .task_managers(task_managers)
 }

@@ -7,9 +7,10 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::scenario::Detection;
 use perennial_chaos::seed::Seed;
 use perennial_chaos::storage::StorageKind;
@@ -18,7 +19,7 @@ use perennial_chaos::storage::StorageKind;
 const ANOTHER_LEADS: i32 = 5;
 
 fn plan(storage: StorageKind) -> ClusterPlan {
-    ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+    ClusterPlan::new(binary())
         .storage(storage)
         .set("high-availability.lease-duration", "2s")
         .set("high-availability.renew-interval", "200ms")
@@ -111,4 +112,49 @@ fn without_high_availability_a_second_job_manager_ends_and_the_first_goes_on() {
     assert!(log.contains(cluster.address()), "it names who leads: {log}");
     let recording = job.finish(&mut cluster).unwrap();
     assert!(recording.records.values().all(|r| r.epoch.0 == 1));
+}
+
+/// A client that was told no address finds the leader in the store, as TaskManagers do, and again after a failover.
+#[test]
+fn a_run_that_is_watched_follows_its_job_to_the_next_leader() {
+    let _seed = Seed::announce(
+        "leaders",
+        "a_run_that_is_watched_follows_its_job_to_the_next_leader",
+    );
+    let plan = plan(StorageKind::Disk)
+        .set("high-availability.type", "file")
+        .set("execution.checkpointing.interval", "200ms")
+        .set("restart-strategy.type", "fixed-delay")
+        .set("restart-strategy.fixed-delay.delay", "0s");
+    let mut cluster = ProcessCluster::start(plan).unwrap();
+    let standby = cluster.start_job_manager().unwrap();
+    let keyed_count = ["run", "keyed-count", "-p", "2", "--rate", "500"];
+    let template = cluster.command(&[&keyed_count[..], &["--events", "4000"]].concat());
+    let mut arguments: Vec<_> = template.get_args().map(|a| a.to_owned()).collect();
+    let address = arguments
+        .iter()
+        .position(|argument| argument == "--jobmanager")
+        .unwrap();
+    arguments.drain(address..address + 2);
+    let mut run = Command::new(template.get_program())
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let job = cluster.wait_until("the job", Duration::from_secs(20), |cluster| {
+        Ok(cluster.jobs()?.first().map(|job| job.job.to_string()))
+    });
+    cluster.wait_for_checkpoint(&job, 0, Duration::from_secs(20));
+    cluster.kill("jobmanager-1").unwrap();
+    cluster.talk_to(&standby).unwrap();
+    cluster.wait_until("the run has ended", Duration::from_secs(60), |_| {
+        Ok(run.try_wait()?)
+    });
+    let output = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("waiting for"), "{said}");
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["summary"]["state"], "FINISHED");
 }

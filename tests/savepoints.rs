@@ -14,7 +14,7 @@ use std::time::Duration;
 use perennial_actors::model::{JobState, JobStatus, TaskState};
 use perennial_chaos::checker::SnapshotReader;
 use perennial_chaos::oracle::{KeyedCount, Positions, committed_lines, compare};
-use perennial_chaos::process::{ClusterPlan, ProcessCluster};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::seed::Seed;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ const LONG: Duration = Duration::from_secs(30);
 const IN_OBJECTS: (&str, &str) = ("execution.checkpointing.data-inline-threshold", "0");
 
 fn cluster(task_managers: u32, slots: u32) -> ProcessCluster {
-    let plan = ClusterPlan::new(env!("CARGO_BIN_EXE_perennial"))
+    let plan = ClusterPlan::new(binary())
         .task_managers(task_managers)
         .slots(slots)
         .set("restart-strategy.type", "fixed-delay")

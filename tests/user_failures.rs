@@ -114,11 +114,10 @@ fn recovers_exactly(option: &str, seed: &Seed) -> FailureKind {
         "nothing was restored: {recovery:?}"
     );
     assert_eq!(recovery.cause.operator.as_deref(), Some("check"));
-    let position = recovery.cause.position.clone().unwrap_or_default();
-    assert!(
-        position.starts_with("lane-"),
-        "where in the source: {position:?}"
-    );
+    // Two lanes take turns: number n is the (n / 2)th of lane n % 2.
+    let number: u64 = at.parse().unwrap();
+    let expected = format!("lane-{}@{}", number % 2, number / 2);
+    assert_eq!(recovery.cause.position, Some(expected));
     recovery.cause.kind.clone()
 }
 
@@ -190,10 +189,13 @@ fn a_job_that_always_fails_ends_failed_with_its_cause_after_exactly_the_configur
         "{failure}: {:#?}",
         status.recoveries
     );
-    // 1000 is the 501st number of the first of two lanes; the position is that of the end of its batch.
-    let position = failure.position.clone().unwrap_or_default();
-    let index: u64 = position.strip_prefix("lane-0@").unwrap().parse().unwrap();
-    assert!((500..500 + 1024).contains(&index), "{position}");
+    // 1000 is the 501st number of the first of two lanes.
+    assert_eq!(failure.position.as_deref(), Some("lane-0@500"));
+    let shown = cluster.ask_text(&["status", &job]).unwrap();
+    assert!(
+        shown.contains("in operator `check` at lane-0@500 failed"),
+        "{shown}"
+    );
     assert!(
         matches!(&failure.kind, FailureKind::User { message, .. } if message.contains("1000")),
         "{failure}"

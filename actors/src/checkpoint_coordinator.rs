@@ -71,6 +71,8 @@ pub enum CoordinatorMessage {
         /// The choice.
         reply: oneshot::Sender<Result<RestoreChoice, FailureKind>>,
     },
+    /// No task is left: which checkpoint is the last that is complete? Answered when no record is being written any more.
+    LastCompleted(oneshot::Sender<Option<CheckpointId>>),
     /// The job has ended: write the `Terminal` record, apply retention, then answer and end.
     Terminate {
         /// How.

@@ -232,7 +232,11 @@ async fn serve_calls(channel: Channel, events: PeerEvents) -> Result<(), FrameEr
             tokio::select! {
                 biased;
                 answer = &mut answer => break answer.unwrap_or_else(|_dropped| {
-                    Err(RpcError::Refused("the JobManager ended before it could answer".to_owned()))
+                    // Whether the request had an effect is unknown.
+                    Err(RpcError::Closed {
+                        peer: "JobManager".to_owned(),
+                        message: "was closed: it ended before it could answer".to_owned(),
+                    })
                 }),
                 // The client is gone or talks: in the first case the reply is dropped with `answer`.
                 next = reader.message(), if waiting.is_none() => match next? {

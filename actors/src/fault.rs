@@ -108,7 +108,8 @@ impl ActorFault {
 /// What happens to a whole node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeFault {
-    /// It sends no heartbeats, nor requests for them, for a while; else it works.
+    /// It sends no heartbeats, nor requests for them, for a while; else it works. Only a node that has nothing else to say is lost by
+    /// it: any message is a sign of life.
     NoHeartbeats(Duration),
     /// Its wall clock jumps by so many milliseconds.
     ClockOffset(i64),

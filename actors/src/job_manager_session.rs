@@ -389,6 +389,7 @@ impl SessionState {
             | ToJobManager::TaskAwaitingFinal { .. }
             | ToJobManager::CheckpointAck(_)
             | ToJobManager::CheckpointDeclined { .. }
+            | ToJobManager::JobReleased { .. }
             | ToJobManager::Heartbeat { .. }
             | ToJobManager::Goodbye { .. } => (Vec::new(), false),
         };

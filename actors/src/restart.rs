@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use perennial_config::{RestartSettings, RestartStrategy};
+use serde::{Deserialize, Serialize};
 
 use crate::clock::{Clock, Instant};
 
@@ -44,6 +45,17 @@ pub struct RestartDecision {
     pub verdict: Verdict,
 }
 
+/// What a strategy has used up, to be handed to another process: times are lengths before the moment of writing, because no clock is
+/// compared with another's. The time until it is read again does not count, neither for nor against the job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackoffMemory {
+    attempts: u32,
+    /// Since the last planned restart; zero when that was still to come.
+    quiet: Option<Duration>,
+    /// Oldest first: how long ago each was.
+    failures: Vec<Duration>,
+}
+
 /// The strategy of one job, with its memory.
 #[derive(Debug, Clone)]
 pub struct RestartBackoff {
@@ -69,6 +81,42 @@ impl RestartBackoff {
             planned: None,
             failures: VecDeque::new(),
             last: None,
+        }
+    }
+
+    /// What is to be known by whoever decides next about this job.
+    #[must_use]
+    pub fn memory(&self, now: Instant) -> BackoffMemory {
+        let ago = |at: &Instant| now.saturating_duration_since(*at);
+        BackoffMemory {
+            attempts: self.attempts,
+            quiet: self.planned.as_ref().map(ago),
+            failures: self.failures.iter().map(ago).collect(),
+        }
+    }
+
+    /// Goes on where another left off. The next failure begins an incident of its own.
+    pub fn recall(&mut self, memory: &BackoffMemory, now: Instant) {
+        let at = |ago: &Duration| now.checked_sub(*ago).unwrap_or(now);
+        self.attempts = memory.attempts;
+        self.planned = memory.quiet.as_ref().map(at);
+        self.failures = memory.failures.iter().map(at).collect();
+        self.last = None;
+    }
+
+    /// When all that is remembered stops to count; `None`: there is nothing, or it counts for ever.
+    #[must_use]
+    pub fn forgets_at(&self) -> Option<Instant> {
+        match self.strategy {
+            RestartStrategy::None => None,
+            RestartStrategy::FixedDelay { .. } if self.is_strict => None,
+            RestartStrategy::FixedDelay { .. } => self.planned?.checked_add(FIXED_DELAY_RESET),
+            RestartStrategy::FailureRate { interval, .. } => {
+                self.failures.back()?.checked_add(interval)
+            }
+            RestartStrategy::ExponentialDelay {
+                reset_threshold, ..
+            } => self.planned?.checked_add(reset_threshold),
         }
     }
 
@@ -537,5 +585,56 @@ mod tests {
             fixed.describe(now, &clock),
             "fixed-delay: 0 attempts used up: no restart"
         );
+    }
+
+    /// Each row: a strategy that allows two failures, and how long it takes until it has forgotten them.
+    #[test]
+    fn what_was_used_up_is_handed_on_and_time_between_two_processes_counts_for_nothing() {
+        let fixed = RestartStrategy::FixedDelay {
+            attempts: 2,
+            delay: S,
+        };
+        let rate = RestartStrategy::FailureRate {
+            max_failures_per_interval: 2,
+            interval: 60 * S,
+            delay: S,
+        };
+        let RestartStrategy::ExponentialDelay {
+            initial_backoff, ..
+        } = exponential(S, S, 2.0, 0.0)
+        else {
+            panic!("built above");
+        };
+        let growing = RestartStrategy::ExponentialDelay {
+            initial_backoff,
+            max_backoff: S,
+            multiplier: 2.0,
+            reset_threshold: 100 * S,
+            jitter_factor: 0.0,
+            attempts_before_reset: Some(2),
+        };
+        for (strategy, forgets_after) in [
+            (fixed, FIXED_DELAY_RESET),
+            (rate, 60 * S),
+            (growing, 100 * S),
+        ] {
+            let start = Clock::system().now() + 1_000_000 * S;
+            let mut first = backoff(strategy.clone(), false);
+            assert_eq!(first.forgets_at(), None);
+            for n in 0..2 {
+                let failed = first.on_failure(start + 5 * n * S, Incident::New, || 0.0);
+                assert!(delay(failed).is_some(), "{strategy:?}");
+            }
+            let forgets = first.forgets_at().unwrap();
+            assert!(forgets >= start + forgets_after, "{strategy:?}");
+            // Another process, much later: its clock has nothing to do with ours.
+            for (written, is_final) in [(start + 6 * S, true), (forgets + S, false)] {
+                let now = start + 777_777 * S;
+                let mut next = backoff(strategy.clone(), false);
+                next.recall(&first.memory(written), now);
+                let failed = next.on_failure(now + S / 2, Incident::New, || 0.0);
+                assert_eq!(delay(failed).is_none(), is_final, "{strategy:?}");
+            }
+        }
     }
 }

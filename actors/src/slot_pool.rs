@@ -1,12 +1,15 @@
 //! Which slots are there, and whose they are. Pure.
 //!
-//! Invariant: no TaskManager ever hosts more slots than it offers, and a job holds slot i at most once. A job gets all the slots that
+//! Invariant: no TaskManager ever hosts more slots than it offers, also when it comes to offer less, and a job holds slot i at most once. A job gets all the slots that
 //! it needs or none more than it has, so that two jobs never wait for each other. A lost TaskManager's slots are gone at once.
 //! Who waits, and for how long, is the JobManager's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{BuildId, InstanceId, JobId, TaskManagerLocation};
+
+/// Slots that a TaskManager may offer: as many as `taskmanager.numberOfTaskSlots` takes.
+pub const TASK_MANAGER_SLOTS_MAX: u32 = 1024;
 
 /// What the pool knows of a TaskManager.
 #[derive(Debug, Clone)]
@@ -37,14 +40,17 @@ pub struct SlotsMissing {
 }
 
 impl SlotPool {
-    /// Adds a TaskManager, or reopens one. A known one keeps its slots in use, and is closed when `is_open` says so.
+    /// Adds a TaskManager, or reopens one. A known one keeps its slots in use, and is closed when `is_open` says so. When it has less
+    /// slots than are in use, jobs lose theirs: first those in which nothing runs (`busy` are slots in which something does).
     pub fn offer(
         &mut self,
         location: TaskManagerLocation,
         build: BuildId,
         slots: u32,
         is_open: bool,
+        busy: &BTreeSet<(JobId, u32)>,
     ) {
+        let instance = location.instance;
         let offer = self
             .offers
             .entry(location.instance)
@@ -57,9 +63,29 @@ impl SlotPool {
             });
         offer.location = location;
         offer.build = build;
-        // Shrinking below what is in use would break the invariant; the rest goes when it is released.
-        offer.slots = slots.max(offer.used);
+        offer.slots = slots;
         offer.is_open = is_open;
+        while self
+            .offers
+            .get(&instance)
+            .is_some_and(|offer| offer.used > offer.slots)
+        {
+            let held = self.jobs.iter_mut().flat_map(|(job, held)| {
+                held.iter_mut()
+                    .zip(0..)
+                    .filter(|(slot, _)| **slot == Some(instance))
+                    .map(|(slot, index)| ((*job, index), slot))
+            });
+            // The last of those that are equally free.
+            let Some((_, slot)) =
+                held.min_by_key(|(id, _)| (busy.contains(id), std::cmp::Reverse(*id)))
+            else {
+                break; // Excluded by the count.
+            };
+            *slot = None;
+            self.give_back(instance);
+        }
+        self.check();
     }
 
     /// Removes a TaskManager. Returns the jobs that had slots there.
@@ -227,6 +253,7 @@ mod tests {
             build(name),
             slots,
             true,
+            &BTreeSet::new(),
         );
     }
 
@@ -296,10 +323,30 @@ mod tests {
         offer(&mut pool, 5, 4, "b");
         assert!(allocate(&mut pool, 1, 2).is_err());
         let location = pool.offers[&InstanceId(0)].location.clone();
-        pool.offer(location.clone(), build("a"), 1, false);
+        let none = BTreeSet::new();
+        pool.offer(location.clone(), build("a"), 1, false, &none);
         assert!(allocate(&mut pool, 1, 1).is_err());
-        pool.offer(location, build("a"), 1, true);
+        pool.offer(location, build("a"), 1, true, &none);
         assert_eq!(allocate(&mut pool, 1, 1), Ok(vec![0]));
+    }
+
+    #[test]
+    fn a_taskmanager_that_offers_less_costs_the_idle_slots_first() {
+        let mut pool = pool(&[3, 1]);
+        assert_eq!(allocate(&mut pool, 1, 2), Ok(vec![0, 1]));
+        pool.lose(InstanceId(1));
+        assert_eq!(allocate(&mut pool, 1, 2), Ok(vec![0, 0]));
+        assert_eq!(allocate(&mut pool, 2, 1), Ok(vec![0]));
+        let location = pool.offers[&InstanceId(0)].location.clone();
+        let busy = BTreeSet::from([(JobId(1), 1), (JobId(2), 0)]);
+        pool.offer(location.clone(), build("a"), 2, true, &busy);
+        assert_eq!(pool.slots_of(InstanceId(0)), (0, 2));
+        assert_eq!(pool.jobs[&JobId(1)], [None, Some(InstanceId(0))]);
+        assert_eq!(pool.jobs[&JobId(2)], [Some(InstanceId(0))]);
+        // With nothing left, busy or not.
+        pool.offer(location, build("a"), 0, true, &busy);
+        assert_eq!(pool.slots_of(InstanceId(0)), (0, 0));
+        assert!(allocate(&mut pool, 1, 2).is_err());
     }
 
     proptest! {

@@ -23,7 +23,9 @@ use crate::fault::FaultPoints;
 use crate::job_manager_session::{
     JobManagerSession, LeaderDiscovery, SessionArguments, SessionEvent, SessionMessage,
 };
-use crate::model::message::{CheckpointAck, Registration, StoreProbe, ToJobManager, ToTaskManager};
+use crate::model::message::{
+    CheckpointAck, PreparedOutput, Registration, StoreProbe, ToJobManager, ToTaskManager,
+};
 use crate::model::{
     Attempt, CheckpointId, ExecutionAttemptId, InstanceId, JobId, LeaderEpoch, ResourceId,
     SubtaskIndex, TaskFailure, TaskManagerLocation, VertexId,
@@ -77,6 +79,8 @@ enum Message {
         checkpoint: CheckpointId,
         result: Result<CheckpointAck, DeclinedCheckpoint>,
     },
+    /// Nothing of the job is left here.
+    Released(JobId),
     /// The probe object of the checkpoint directory says that this node sees another one.
     StoreNotShared(String),
     /// A task whose guardian broke has ended, or (`None`) does not end.
@@ -105,7 +109,7 @@ struct State {
     /// The highest attempt of each subtask that was deployed here; pruned with its job.
     highest: BTreeMap<(JobId, VertexId, SubtaskIndex), (LeaderEpoch, Attempt)>,
     /// Jobs to release when their last task is gone.
-    releasing: BTreeSet<JobId>,
+    releasing: BTreeMap<JobId, PreparedOutput>,
     /// Tasks that were given up; each keeps the slot that it was in.
     abandoned: BTreeSet<ExecutionAttemptId>,
     /// Why it ends, once it does; shared with the handle.
@@ -175,7 +179,7 @@ impl Actor for TaskManagerActor {
             tasks: BTreeMap::new(),
             guardians: BTreeMap::new(),
             highest: BTreeMap::new(),
-            releasing: BTreeSet::new(),
+            releasing: BTreeMap::new(),
             abandoned: BTreeSet::new(),
             end,
             is_ending: false,
@@ -214,6 +218,7 @@ impl Actor for TaskManagerActor {
             Message::StoreNotShared(message) => {
                 state.finish(&myself, TaskManagerEnd::StoreNotShared { message });
             }
+            Message::Released(job) => state.send(ToJobManager::JobReleased { job }),
             Message::OrphanEnded(attempt, Some(failure)) => {
                 state.task_gone(
                     &myself,
@@ -379,10 +384,10 @@ impl State {
                 self.control_job(job, &TaskControl::NotifyAborted(checkpoint));
             }
             ToTaskManager::Drain { job } => self.control_job(job, &TaskControl::Drain),
-            ToTaskManager::ReleaseJob { job } => {
+            ToTaskManager::ReleaseJob { job, output } => {
                 self.cancel_where(|attempt| attempt.job == job);
-                self.releasing.insert(job);
-                self.release_ended();
+                self.releasing.insert(job, output);
+                self.release_ended(myself);
             }
             ToTaskManager::HeartbeatRequest { .. }
                 if self

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use crate::fault::ArmedFault;
-use crate::model::message::{CheckpointAck, CheckpointPlan, TaskOutcome};
+use crate::model::message::{CheckpointAck, CheckpointPlan, PreparedOutput, TaskOutcome};
 use crate::model::{
     BuildId, CheckpointBarrier, CheckpointId, ExecutionAttemptId, JobGraph, JobId, RestoredHow,
     TaskCounters, TaskDeployment,
@@ -93,8 +93,9 @@ pub trait TaskRunner: Send + Sync + 'static {
     fn plan_checkpoint(&self, plan: CheckpointPlan, reply: CheckpointReply);
     /// Stops collecting; uploaded objects of the checkpoint are deleted. `reply` is dropped.
     fn abort_checkpoint(&self, job: JobId, checkpoint: CheckpointId);
-    /// Drops state kept for successors and everything else of a job.
-    fn release_job(&self, job: JobId);
+    /// Settles output that was prepared and not committed, drops state kept for successors and everything else of a job. `done` is
+    /// called once, when that is done or cannot be done. Called when no task of the job is left.
+    fn release_job(&self, job: JobId, output: PreparedOutput, done: Box<dyn FnOnce() + Send>);
 }
 
 /// The data connections of a TaskManager.

@@ -3,7 +3,10 @@
 //! Invariant: nothing of the job is needed, only the records, the objects they name and the state's byte format. What a cluster has
 //! deleted by its own retention cannot be read: [`Recorder`] therefore reads along while the cluster runs.
 
+mod attribution;
+mod history;
 mod recorder;
+mod restarts;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -20,7 +23,10 @@ use perennial_actors::model::{
 
 use crate::oracle::{Counts, Positions, StateOracle};
 
+pub use attribution::{Struck, Tolerance, explain};
+pub use history::{check_fencing, check_one_truth};
 pub use recorder::{Recorder, Recording};
+pub use restarts::check_restarts;
 pub use snapshot::SnapshotReader;
 
 /// Keyed state of a checkpoint must equal the fold up to its source positions.

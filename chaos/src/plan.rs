@@ -5,6 +5,7 @@
 //! profiles) and struck elsewhere; here is only what they mean.
 
 mod fault;
+mod injection;
 mod row;
 
 use std::collections::BTreeMap;

@@ -4,8 +4,11 @@
 //! It waits for conditions, never for time. [`ProcessCluster`] looks only at what a user can see: the command line, exit codes, files;
 //! [`carrier`] strikes a whole [`FaultPlan`](crate::plan::FaultPlan) and judges what is left.
 
+mod binary;
+pub mod carrier;
 mod cluster;
 mod commands;
+mod inject;
 mod logs;
 mod node;
 mod permit;
@@ -17,6 +20,7 @@ mod wait;
 
 use std::time::Duration;
 
+pub use binary::{BINARY, binary, chaos_node};
 pub use cluster::ProcessCluster;
 pub use node::{Node, Signal};
 pub use plan::ClusterPlan;

@@ -1,17 +1,94 @@
 //! Jobs under observation, as several tests run them: the job, the fold it must equal and the recorder that follows it.
+//!
+//! A [`Scenario`] is what the carrier of real processes needs to know of a job; [`Detection`] is the main job as single tests run it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use perennial_actors::model::{JobState, JobStatus};
 
 use crate::checker::{Recorder, Recording};
-use crate::oracle::{AbnormalDetection, committed_lines, compare};
+use crate::job::{JobUnderTest, Jobs};
+use crate::oracle::{AbnormalDetection, StateOracle, committed_lines, compare};
+use crate::plan::WorkloadPlan;
 use crate::process::ProcessCluster;
 use crate::seed::Seed;
 
 /// Users of the main job, one source subtask each.
 const USERS: u64 = 3;
+
+/// A job as a plan shapes it.
+pub struct Scenario {
+    job: Arc<dyn JobUnderTest>,
+    workload: WorkloadPlan,
+}
+
+impl Scenario {
+    /// A job with the input that a plan gives it.
+    #[must_use]
+    pub fn new(job: Arc<dyn JobUnderTest>, workload: &WorkloadPlan) -> Self {
+        Self {
+            job,
+            workload: workload.clone(),
+        }
+    }
+
+    /// One of the stock jobs, by the plan's name.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn stock(workload: &WorkloadPlan) -> anyhow::Result<Self> {
+        let job = Jobs::stock().named(&workload.job).with_context(|| {
+            format!(
+                "no oracle is known for the job `{}`: give one with the options",
+                workload.job
+            )
+        })?;
+        Ok(Self::new(job, workload))
+    }
+
+    /// Arguments of `perennial run`, the job's name first.
+    #[must_use]
+    pub fn arguments(&self, output: &Path) -> Vec<String> {
+        let mut arguments = vec![self.job.name().to_owned()];
+        arguments.extend(self.job.arguments(&self.workload, output));
+        arguments
+    }
+
+    /// Lines of the committed output, sorted.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = self.job.expected(&self.workload);
+        lines.sort_unstable();
+        lines
+    }
+
+    /// What is committed so far, sorted.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn committed(&self, output: &Path) -> anyhow::Result<Vec<String>> {
+        let mut lines = self.job.committed(output)?;
+        lines.sort_unstable();
+        Ok(lines)
+    }
+
+    /// Keyed state as a function of source positions; `None`: nobody knows.
+    #[must_use]
+    pub fn state(&self) -> Option<Arc<dyn StateOracle>> {
+        self.job.state(&self.workload).map(Arc::from)
+    }
+
+    /// How long its input takes when nothing goes wrong.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        let lanes = self.job.lanes(&self.workload).max(1);
+        let per_lane = self.workload.events.div_ceil(lanes);
+        Duration::from_millis(per_lane * 1000 / self.workload.rate.max(1))
+    }
+}
 
 /// The main job, bounded, with committed output, its checkpoints compared with the fold while it runs.
 pub struct Detection {
@@ -76,7 +153,7 @@ impl Detection {
             cluster.storage().open(),
             &cluster.storage().uri("checkpoints"),
             job.parse()?,
-            oracle.clone(),
+            Arc::new(oracle.clone()),
         )?;
         Ok(Self {
             job,

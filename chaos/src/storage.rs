@@ -126,6 +126,7 @@ impl Storage {
             is_path_style: true,
             access_key: server.map(|s| s.access_key.clone()),
             secret_key: server.map(|s| Secret(s.secret_key.clone())),
+            session_token: None,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(20),
             operation_timeout: Duration::from_secs(30),

@@ -69,7 +69,7 @@ pub(crate) fn check_with_job(sources: &Sources, job: &[(String, String)]) -> Che
     for layer in layers.layers {
         scale.add(layer);
     }
-    scale.finish(layers.errors, layers.has_session_token)
+    scale.finish(layers.errors)
 }
 
 /// The strongest setting of a key so far.
@@ -254,7 +254,8 @@ impl Scale {
         }
     }
 
-    fn finish(mut self, mut errors: Vec<ConfigError>, has_session_token: bool) -> Checked {
+    fn finish(mut self, mut errors: Vec<ConfigError>) -> Checked {
+        self.drop_foreign_token();
         let mut draft = Draft::blank();
         for key in keys::keys() {
             if let (Meaning::Native { set, .. }, Some(default)) = (key.meaning, key.default) {
@@ -308,25 +309,6 @@ impl Scale {
 
         let finished = draft.finish(&|key| self.at(key));
         self.remark(&finished);
-        let uses_s3 = [
-            Some(&finished.settings.job.checkpointing.directory),
-            finished
-                .settings
-                .job
-                .checkpointing
-                .savepoint_directory
-                .as_ref(),
-            Some(&finished.settings.cluster.ha_directory),
-        ];
-        let uses_s3 = uses_s3
-            .into_iter()
-            .flatten()
-            .any(|uri| uri.starts_with("s3://"));
-        if has_session_token && uses_s3 && self.has_environment_key() {
-            errors.push(ConfigError::Inconsistent {
-                message: "NOT YET: AWS_SESSION_TOKEN: temporary credentials are not built; give a lasting s3.access-key and s3.secret-key".into(),
-            });
-        }
         errors.extend(
             finished
                 .complaints
@@ -359,10 +341,20 @@ impl Scale {
         }
     }
 
-    fn has_environment_key(&self) -> bool {
-        self.winners.get("s3.access-key").is_some_and(|winner| {
-            matches!(&self.table[winner.row].origin, Origin::Environment { variable, .. } if variable.starts_with("AWS_"))
-        })
+    /// A token of AWS's variables goes with the access key of AWS's variables: beside another key it would only break that one.
+    fn drop_foreign_token(&mut self) {
+        let is_of_aws = |native: &str| {
+            self.winners.get(native).is_some_and(|winner| {
+                matches!(&self.table[winner.row].origin, Origin::Environment { variable, .. } if variable.starts_with("AWS_"))
+            })
+        };
+        if is_of_aws("s3.session-token")
+            && !is_of_aws("s3.access-key")
+            && let Some(token) = self.winners.remove("s3.session-token")
+        {
+            self.table[token.row].note =
+                "not used: it goes with AWS_ACCESS_KEY_ID, and s3.access-key is another".to_owned();
+        }
     }
 
     fn remark(&mut self, finished: &Finished) {

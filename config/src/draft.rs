@@ -129,6 +129,7 @@ impl Draft {
                     is_path_style: false,
                     access_key: None,
                     secret_key: None,
+                    session_token: None,
                     connect_timeout: Duration::ZERO,
                     read_timeout: Duration::ZERO,
                     operation_timeout: Duration::ZERO,
@@ -287,10 +288,12 @@ impl Draft {
         remarks: &mut Vec<(&'static str, String)>,
     ) {
         let cluster = &mut self.cluster;
-        cluster.ha_directory = self
+        let storage = self
             .ha_directory
             .take()
             .unwrap_or_else(|| format!("{}/ha", self.job.checkpointing.directory));
+        // As in Flink: clusters with different ids share a storage directory.
+        cluster.ha_directory = format!("{storage}/{}", cluster.cluster_id);
         cluster.high_availability = match self.ha_type {
             HaType::None => HighAvailability::None,
             HaType::File | HaType::S3 => HighAvailability::Store,
@@ -341,6 +344,14 @@ impl Draft {
                 message: "s3.access-key and s3.secret-key go together: set both or none".into(),
             });
         }
+        if s3.session_token.is_some() && s3.access_key.is_none() {
+            complaints.push(Complaint {
+                keys: ["s3.session-token", "s3.access-key"],
+                message:
+                    "s3.session-token belongs to an s3.access-key and s3.secret-key: set them too"
+                        .into(),
+            });
+        }
         if s3.operation_timeout < s3.connect_timeout {
             complaints.push(Complaint {
                 keys: ["s3.operation.timeout", "s3.connection.timeout"],
@@ -359,7 +370,10 @@ impl Draft {
                 Some(host) => format!(
                     "no cluster secret set, and the node listens on {host}: whoever reaches it can run jobs"
                 ),
-                None => "no cluster secret set".to_owned(),
+                None => {
+                    "no cluster secret set: whoever reaches this machine's own ports can run jobs"
+                        .to_owned()
+                }
             };
             remarks.push(("security.cluster-secret", text));
         }

@@ -13,21 +13,22 @@ pub(crate) const PREFIX: &str = "PERENNIAL_";
 pub(crate) const AWS: &[(&str, &str)] = &[
     ("AWS_ACCESS_KEY_ID", "s3.access-key"),
     ("AWS_SECRET_ACCESS_KEY", "s3.secret-key"),
+    ("AWS_SESSION_TOKEN", "s3.session-token"),
     ("AWS_REGION", "s3.region"),
     ("AWS_DEFAULT_REGION", "s3.region"),
     ("AWS_ENDPOINT_URL_S3", "s3.endpoint"),
     ("AWS_ENDPOINT_URL", "s3.endpoint"),
 ];
-/// Marks temporary credentials, which the S3 client does not carry yet.
-pub(crate) const AWS_SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
+/// Begins the variables of this project's own tests and scripts, which are never keys.
+const OF_TESTS: &str = "PERENNIAL_TEST_";
 
 /// The variables that concern a configuration, sorted by name.
 ///
 /// One rule: `PERENNIAL_` and the key in capitals, with `.` and `-` as `_`, sets that key
 /// (`PERENNIAL_EXECUTION_CHECKPOINTING_INTERVAL=10s`); and `PERENNIAL_PROPERTIES` holds lines like the file does, for keys with a
 /// free part and for whole blocks (Flink's `FLINK_PROPERTIES` is read as its alias). A named variable wins over the block. The
-/// variables of AWS (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_DEFAULT_REGION`, `AWS_ENDPOINT_URL`) stand
-/// in for `s3.*` keys that no source sets.
+/// variables of AWS (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_DEFAULT_REGION`,
+/// `AWS_ENDPOINT_URL`) stand in for `s3.*` keys that no source sets; the token only beside AWS's own access key.
 ///
 /// ```
 /// use perennial_config::{Environment, Settings, Sources};
@@ -120,8 +121,7 @@ pub(crate) fn variable_of(key: &str) -> String {
 }
 
 fn concerns_us(name: &str) -> bool {
-    name.starts_with(PREFIX)
+    (name.starts_with(PREFIX) && !name.starts_with(OF_TESTS))
         || name == FLINK_PROPERTIES
-        || name == AWS_SESSION_TOKEN
         || AWS.iter().any(|(known, _)| *known == name)
 }

@@ -149,6 +149,8 @@ pub struct S3Settings {
     pub access_key: Option<String>,
     /// `s3.secret-key`; else `AWS_SECRET_ACCESS_KEY`. Never printed.
     pub secret_key: Option<Secret>,
+    /// `s3.session-token`; else `AWS_SESSION_TOKEN`, where the access key comes from `AWS_ACCESS_KEY_ID`. Of temporary credentials.
+    pub session_token: Option<Secret>,
     /// `s3.connection.timeout`.
     pub connect_timeout: Duration,
     /// `s3.socket.timeout`: the longest silence while reading.
@@ -187,7 +189,8 @@ pub struct ClusterSettings {
     pub cluster_id: String,
     /// `high-availability.type`.
     pub high_availability: HighAvailability,
-    /// `high-availability.storageDir`: URI of leadership, graphs and results; by default `<execution.checkpointing.dir>/ha`.
+    /// URI of leadership, graphs and results: `<high-availability.storageDir>/<high-availability.cluster-id>`, the former by default
+    /// `<execution.checkpointing.dir>/ha`.
     pub ha_directory: String,
     /// `high-availability.lease-duration`: a leader whose renewal counter stands still for longer may be replaced.
     pub lease_duration: Duration,

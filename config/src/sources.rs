@@ -6,9 +6,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
-use crate::environment::{
-    AWS, AWS_SESSION_TOKEN, Environment, FLINK_PROPERTIES, PREFIX, PROPERTIES, variable_of,
-};
+use crate::environment::{AWS, Environment, FLINK_PROPERTIES, PREFIX, PROPERTIES, variable_of};
 use crate::error::{ConfigError, ConfigErrors, Notice, Origin};
 use crate::keys::{keys, nearest};
 use crate::profile::{profile_names, profile_text};
@@ -135,7 +133,7 @@ impl Sources {
             }
             _ => Err(ConfigError::Syntax {
                 origin: Origin::Override,
-                message: "expected key=value".into(),
+                message: format!("{argument}: expected key=value"),
             }
             .into()),
         }
@@ -185,8 +183,6 @@ pub(crate) struct Layers {
     pub(crate) layers: Vec<Layer>,
     pub(crate) errors: Vec<ConfigError>,
     pub(crate) notices: Vec<Notice>,
-    /// Whether `AWS_SESSION_TOKEN` goes with the keys of the environment.
-    pub(crate) has_session_token: bool,
 }
 
 impl Layers {
@@ -260,7 +256,6 @@ impl Layers {
                 });
             }
         }
-        self.has_session_token = environment.get(AWS_SESSION_TOKEN).is_some();
         self.layers.push(Layer {
             settings,
             repeats: Repeats::Refused,

@@ -33,7 +33,7 @@ fn the_defaults_are_those_that_are_documented() {
         cluster: ClusterSettings {
             cluster_id: "default".into(),
             high_availability: HighAvailability::None,
-            ha_directory: "file:///tmp/perennial/checkpoints/ha".into(),
+            ha_directory: "file:///tmp/perennial/checkpoints/ha/default".into(),
             lease_duration: seconds(5),
             renew_interval: seconds(1),
             rpc_address: "localhost".into(),
@@ -63,6 +63,7 @@ fn the_defaults_are_those_that_are_documented() {
                 is_path_style: false,
                 access_key: None,
                 secret_key: None,
+                session_token: None,
                 connect_timeout: seconds(5),
                 read_timeout: seconds(30),
                 operation_timeout: seconds(60),
@@ -473,8 +474,9 @@ fn s3_falls_back_to_the_variables_of_aws_and_only_where_nothing_is_set() {
     assert_eq!(s3.endpoint.as_deref(), Some("http://mine:2"));
 }
 
+/// The token belongs to the key that stands beside it, and never goes with another's.
 #[test]
-fn temporary_credentials_refuse_where_s3_would_be_used_with_them() {
+fn a_session_token_goes_with_its_own_access_key_only() {
     let environment = Environment::new([
         ("AWS_ACCESS_KEY_ID", "id"),
         ("AWS_SECRET_ACCESS_KEY", "hidden"),
@@ -484,9 +486,19 @@ fn temporary_credentials_refuse_where_s3_would_be_used_with_them() {
         environment,
         ..Sources::default()
     };
-    Settings::load(&sources).unwrap();
-    sources.set("execution.checkpointing.dir=s3://b/c").unwrap();
-    assert!(refusal(&sources).contains("AWS_SESSION_TOKEN"));
+    let token = |sources: &Sources| {
+        let loaded = Settings::load(sources).unwrap();
+        assert!(!format!("{:?}", loaded.table).contains("\"token\""));
+        loaded.settings.cluster.s3.session_token
+    };
+    assert_eq!(token(&sources), Some(Secret("token".into())));
+    sources.set("s3.access-key=another").unwrap();
+    sources.set("s3.secret-key=another").unwrap();
+    assert_eq!(token(&sources), None);
+    sources.set("fs.s3a.session.token=its own").unwrap();
+    assert_eq!(token(&sources), Some(Secret("its own".into())));
+    let refusal = refusal_of(&[("s3.session-token", "alone")]);
+    assert!(refusal.contains("s3.access-key"), "{refusal}");
 }
 
 #[test]
@@ -495,6 +507,7 @@ fn variables_that_name_no_key_are_told_and_ignored() {
         ("PERENNIAL_SERVICE_HOST", "10.0.0.1"),
         ("PERENNIAL_PARALELISM_DEFAULT", "2"),
         ("PERENNIAL_HEARTBEAT_TIMEOUT", ""),
+        ("PERENNIAL_TEST_S3_ENDPOINT", "http://127.0.0.1:9000"),
         ("PATH", "/bin"),
     ]);
     let loaded = Settings::load(&Sources {
@@ -618,7 +631,10 @@ fn each_profile_is_clean_and_has_its_numbers() {
         production.cluster.high_availability,
         HighAvailability::Store
     );
-    assert_eq!(production.cluster.ha_directory, "s3://prod-flink-ha/ha");
+    assert_eq!(
+        production.cluster.ha_directory,
+        "s3://prod-flink-ha/ha/default"
+    );
     assert!(matches!(
         production.job.restart.strategy,
         RestartStrategy::ExponentialDelay { initial_backoff, max_backoff, .. }

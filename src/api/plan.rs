@@ -236,9 +236,7 @@ impl Build<'_> {
                 sides.entry(side).or_insert_with(|| make(self, node));
             }
         }
-        SideOutputs {
-            sides: sides.into_values().collect(),
-        }
+        SideOutputs::new(sides.into_values().collect())
     }
 
     /// The incoming channels of the deployed vertex.

@@ -500,8 +500,8 @@ struct ForEachWriter<F>(F);
 impl<T, F: Fn(T) -> FunctionResult + Send> SinkWriter<T> for ForEachWriter<F> {
     fn write(&mut self, batch: &mut crate::batch::Batch<T>) -> FunctionResult {
         batch.timestamps.clear();
-        for value in batch.values.drain(..) {
-            (self.0)(value)?;
+        for (index, value) in batch.values.drain(..).enumerate() {
+            (self.0)(value).map_err(|error| error.at_record(index))?;
         }
         Ok(())
     }

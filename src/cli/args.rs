@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use perennial_config::value::parse_directory;
+
+/// What every command takes stands apart from its own options in `--help`.
+const COMMON: &str = "Common options";
 
 /// Perennial: a stream-processing runtime that comes back from every failure.
 #[derive(Debug, Parser)]
@@ -14,25 +18,25 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 )]
 pub(crate) struct Cli {
     /// Configuration file (YAML, flat or nested keys); without it the defaults are in force
-    #[arg(long, short = 'c', global = true, value_name = "FILE")]
+    #[arg(long, short = 'c', global = true, help_heading = COMMON, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Built-in settings to begin with: development, staging or production
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "NAME")]
     pub(crate) profile: Option<String>,
     /// Sets one configuration key, e.g. -D execution.checkpointing.interval=10s
-    #[arg(short = 'D', global = true, value_name = "KEY=VALUE")]
+    #[arg(short = 'D', global = true, help_heading = COMMON, value_name = "KEY=VALUE")]
     pub(crate) define: Vec<String>,
     /// JobManager to talk to, as host:port [default: from the configuration]
-    #[arg(long, short = 'm', global = true, value_name = "HOST:PORT")]
+    #[arg(long, short = 'm', global = true, help_heading = COMMON, value_name = "HOST:PORT")]
     pub(crate) jobmanager: Option<String>,
     /// Prints JSON for scripts
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub(crate) json: bool,
     /// Form of the log on standard error
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Human)]
+    #[arg(long, global = true, help_heading = COMMON, value_enum, default_value_t = LogFormat::Human)]
     pub(crate) log_format: LogFormat,
     /// What is logged, e.g. info or perennial=debug [default: info on nodes, warn elsewhere]
-    #[arg(long, global = true, value_name = "FILTER")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "FILTER")]
     pub(crate) log: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -81,7 +85,8 @@ pub(crate) enum Command {
     Savepoint {
         /// Id of the job, its first digits, or its name
         job: String,
-        /// Directory (URI) to put it under [default: execution.checkpointing.savepoint-dir]
+        /// Directory (URI) to put it under [default: execution.checkpointing.savepoint-dir of this command, else of the job]
+        #[arg(value_parser = parse_directory)]
         directory: Option<String>,
     },
     /// Shows the checkpoints of a job
@@ -96,7 +101,7 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StartArgs {
     /// Number of TaskManagers
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) taskmanagers: u32,
     /// One process per node instead of one for all
     #[arg(long)]
@@ -110,13 +115,13 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) local: bool,
     /// Number of TaskManagers of --local
-    #[arg(long, default_value_t = 3, requires = "local")]
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "local", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) taskmanagers: u32,
     /// Default parallelism of operators
     #[arg(long, short = 'p', value_name = "N")]
     pub(crate) parallelism: Option<u32>,
     /// Snapshot to begin from (URI of a savepoint or retained checkpoint)
-    #[arg(long, short = 's', value_name = "PATH")]
+    #[arg(long, short = 's', value_name = "PATH", value_parser = parse_directory)]
     pub(crate) from_savepoint: Option<String>,
     /// Drops state that no operator takes, instead of refusing
     #[arg(long, requires = "from_savepoint")]
@@ -143,12 +148,21 @@ pub(crate) struct ListArgs {
 pub(crate) struct StopArgs {
     /// Id of the job, its first digits, or its name
     pub(crate) job: String,
-    /// Takes a savepoint, under this directory (URI) if one is named
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "")]
+    /// Takes a savepoint (always done), under this directory (URI) [default: execution.checkpointing.savepoint-dir of this command, else
+    /// of the job]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "", value_parser = parse_optional_directory)]
     pub(crate) savepoint: Option<String>,
     /// Lets all windows and timers fire first; the savepoint is then not meant for continuing
     #[arg(long)]
     pub(crate) drain: bool,
+}
+
+/// `--savepoint` without a directory reads as an empty one.
+fn parse_optional_directory(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    parse_directory(text)
 }
 
 #[derive(Debug, Clone, Args)]

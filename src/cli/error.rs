@@ -1,6 +1,7 @@
 //! What can go wrong on the command line, and the exit code for each.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use perennial_actors::model::message::RpcError;
 
@@ -25,6 +26,33 @@ pub(crate) enum CliError {
         /// Why.
         source: RpcError,
     },
+    /// It answers, but does not take this command in.
+    #[error("the JobManager at {address} does not serve this command: {source}")]
+    TurnedAway {
+        /// Asked.
+        address: String,
+        /// Why.
+        source: RpcError,
+    },
+    /// It is another cluster's, or of another version.
+    #[error("{address} answers, but is not a JobManager for this client: {source}")]
+    NotAdmitted {
+        /// Asked.
+        address: String,
+        /// Why, and what to do.
+        source: RpcError,
+    },
+    /// Nobody has told about a followed job for too long.
+    #[error(
+        "no answer about the job for {seconds} s: {source}\nIt may go on all the same: `perennial status JOB` shows it once a JobManager leads.",
+        seconds = after.as_secs()
+    )]
+    LostSight {
+        /// For how long it was asked.
+        after: Duration,
+        /// The last thing heard.
+        source: Box<CliError>,
+    },
     /// A TaskManager found none in time.
     #[error("{0}")]
     NoJobManager(String),
@@ -43,20 +71,26 @@ pub(crate) enum CliError {
     /// A task could not be stopped.
     #[error("{0}")]
     StuckTask(String),
-    /// The text is no job id.
+    /// Asked twice, the second time while the first was being carried out.
+    #[error("ended at once, without waiting for the job's tasks")]
+    EndedAtOnce,
+    /// The arguments do not fit each other, or name no job of the cluster.
     #[error("{0}")]
-    BadJobId(String),
+    Usage(String),
 }
 
 impl CliError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Job(_) | Self::BadJobId(_) => 2,
-            Self::Unreachable { .. } | Self::NoJobManager(_) => 3,
-            Self::Config(_) => 4,
+            Self::Job(_) | Self::Usage(_) => 2,
+            Self::Unreachable { .. }
+            | Self::TurnedAway { .. }
+            | Self::LostSight { .. }
+            | Self::NoJobManager(_) => 3,
+            Self::Config(_) | Self::NotAdmitted { .. } => 4,
             Self::NotLeader(_) => 5,
             Self::StuckTask(_) => 6,
-            Self::Rpc(_) | Self::JobFailed(_) | Self::Node(_) => 1,
+            Self::Rpc(_) | Self::JobFailed(_) | Self::Node(_) | Self::EndedAtOnce => 1,
         })
     }
 }

@@ -5,7 +5,9 @@
 
 mod args;
 mod config;
+mod connection;
 mod error;
+mod orders;
 mod output;
 mod run;
 mod serve;
@@ -113,12 +115,12 @@ fn execute(
         Command::Taskmanager => serve::task_manager(cli, registry, faults),
         Command::Start(start) => serve::start(cli, start, registry),
         Command::Run => run::run(cli, matches, registry),
-        Command::List(list) => run::list(cli, list),
-        Command::Status { job } => run::status(cli, job),
-        Command::Cancel { job } => run::cancel(cli, job),
-        Command::Stop(stop) => run::stop(cli, stop),
-        Command::Savepoint { job, directory } => run::savepoint(cli, job, directory.as_deref()),
-        Command::Checkpoints { job } => run::checkpoints(cli, job),
+        Command::List(list) => orders::list(cli, list),
+        Command::Status { job } => orders::status(cli, job),
+        Command::Cancel { job } => orders::cancel(cli, job),
+        Command::Stop(stop) => orders::stop(cli, stop),
+        Command::Savepoint { job, directory } => orders::savepoint(cli, job, directory.as_deref()),
+        Command::Checkpoints { job } => orders::checkpoints(cli, job),
         Command::Config(config) => config::execute(cli, config),
     }
 }

@@ -1,10 +1,8 @@
 //! What the command line shows: tables for people, JSON for scripts.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the one place that prints"
-)]
+//!
+//! Invariant: a reader that has gone away (`| head`) is no error, and never a panic: nobody is left to tell.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -17,21 +15,24 @@ use serde::Serialize;
 use super::CliError;
 
 pub(crate) fn error(error: &CliError) {
-    eprintln!("error: {error}");
+    note(&format!("error: {error}"));
 }
 
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    let mut out = io::stdout().lock();
+    // Losing it is right: see the invariant.
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
 pub(crate) fn note(text: &str) {
-    eprintln!("{text}");
+    // As above.
+    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Prints a value as JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| CliError::Node(e.to_string()))?;
-    println!("{text}");
+    line(&text);
     Ok(())
 }
 
@@ -171,18 +172,25 @@ fn phase(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |ms| format!("{ms:.1}"))
 }
 
-pub(crate) fn recovery(recovery: &RecoveryRecord) -> String {
+/// What failed and what follows: known at once.
+pub(crate) fn recovery_cause(recovery: &RecoveryRecord) -> String {
     let mut text = format!("#{} {}\n", recovery.number, recovery.cause);
     for other in &recovery.other_causes {
         text.push_str(&format!("   with: {other}\n"));
     }
-    text.push_str(&format!("   decision: {}\n", recovery.decision));
+    text.push_str(&format!("   decision: {}", recovery.decision));
+    text
+}
+
+/// What was restored and how long it took; some of it is known only when the first record has passed.
+pub(crate) fn recovery_outcome(recovery: &RecoveryRecord) -> String {
+    let mut text = String::new();
     for skipped in &recovery.skipped {
         text.push_str(&format!("   skipped: {skipped}\n"));
     }
     let p = &recovery.phases;
     text.push_str(&format!(
-        "   checkpoint {}, {} in place, {} loaded; ms: stop {}, delay {}, slots {}, restore {}, first record {}, total {}\n",
+        "   checkpoint {}, {} in place, {} loaded; ms: stop {}, delay {}, slots {}, restore {}, first record {}, total {}",
         recovery.checkpoint.map_or_else(|| "none".into(), |c| c.to_string()),
         recovery.restored.0,
         recovery.restored.1,
@@ -251,7 +259,11 @@ pub(crate) fn status(status: &JobStatus) -> String {
         text.push_str("none\n");
     }
     for one in &status.recoveries {
-        text.push_str(&recovery(one));
+        text.push_str(&format!("{}\n", recovery_cause(one)));
+        // A job that gave up restored nothing.
+        if one.attempt.is_some() {
+            text.push_str(&format!("{}\n", recovery_outcome(one)));
+        }
     }
     text.push_str("\ncheckpoints:\n");
     let recent = status.checkpoints.len().saturating_sub(5);

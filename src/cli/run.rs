@@ -1,130 +1,26 @@
-//! Commands that talk to a cluster.
+//! `perennial run`: builds a job's graph, submits it, and follows the job to its end.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::FromArgMatches;
 use indicatif::{ProgressBar, ProgressStyle};
-use perennial_actors::client::Client;
 use perennial_actors::clock::Instant;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
-use perennial_actors::model::{JobGraph, JobId, JobState, JobStatus, JobSummary, StartFrom};
-use perennial_actors::rpc::TcpTransport;
+use perennial_actors::model::{JobGraph, JobId, JobState, JobStatus, RecoveryRecord, StartFrom};
 use perennial_config::{Loaded, Settings};
 
-use super::args::{Cli, ListArgs, RunArgs, StopArgs};
+use super::args::{Cli, RunArgs};
 use super::config::{Role, load};
+use super::connection::{
+    Connection, FOLLOW_TIMEOUT, Follower, POLL_INTERVAL, SUBMIT_TIMEOUT, block_on, unexpected,
+};
+use super::serve::Signals;
 use super::{CliError, output};
 use crate::api::{Arguments, JobError, JobRegistry, Submission};
 use crate::cluster::{LocalCluster, build_id};
-
-/// How often progress is looked up.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How long a JobManager that went away may take to come back while a job is watched.
-const REOPEN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A connection to the JobManager that the settings name.
-struct Connection {
-    client: Client,
-}
-
-impl Connection {
-    async fn open(cli: &Cli, settings: &Settings) -> Result<Self, CliError> {
-        let cluster = &settings.cluster;
-        let address = cli
-            .jobmanager
-            .clone()
-            .unwrap_or_else(|| format!("{}:{}", cluster.rpc_address, cluster.rpc_port));
-        let client = Client::connect(
-            &TcpTransport,
-            &address,
-            &cluster.cluster_secret,
-            cluster.ask_timeout,
-        )
-        .await
-        .map_err(|source| CliError::Unreachable { address, source })?;
-        Ok(Self { client })
-    }
-
-    /// Tries for [`REOPEN_TIMEOUT`].
-    async fn reopen(cli: &Cli, settings: &Settings) -> Result<Self, CliError> {
-        let deadline = Instant::now() + REOPEN_TIMEOUT;
-        loop {
-            match Self::open(cli, settings).await {
-                Err(CliError::Unreachable { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(POLL_INTERVAL).await
-                }
-                opened => return opened,
-            }
-        }
-    }
-
-    async fn ask(&mut self, request: ClientRequest) -> Result<ClientResponse, CliError> {
-        self.client
-            .request(request, None)
-            .await
-            .map_err(CliError::Rpc)
-    }
-
-    async fn jobs(&mut self) -> Result<Vec<JobSummary>, CliError> {
-        match self.ask(ClientRequest::ListJobs).await? {
-            ClientResponse::Jobs(jobs) => Ok(jobs),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    async fn status(&mut self, job: JobId) -> Result<JobStatus, CliError> {
-        match self.ask(ClientRequest::Status(job)).await? {
-            ClientResponse::Status(status) => Ok(*status),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// A whole id, or the first digits or the name of one of the cluster's; of several the only one that has not ended.
-    async fn job(&mut self, text: &str) -> Result<JobId, CliError> {
-        if let Ok(job) = text.parse() {
-            return Ok(job);
-        }
-        let jobs = self.jobs().await?;
-        let mut matching: Vec<_> = jobs
-            .iter()
-            .filter(|j| j.job.to_string().starts_with(text) || j.name == text)
-            .collect();
-        if matching.iter().filter(|j| !j.state.is_terminal()).count() == 1 {
-            matching.retain(|j| !j.state.is_terminal());
-        }
-        let mut matching = matching.into_iter();
-        match (matching.next(), matching.next()) {
-            (Some(job), None) => Ok(job.job),
-            (None, _) => Err(CliError::BadJobId(format!(
-                "no job is named `{text}` or has an id that begins with it: `perennial list` shows the jobs"
-            ))),
-            (Some(_), Some(_)) => Err(CliError::BadJobId(format!(
-                "several jobs match `{text}`: give the id, or more digits of it (`perennial list`)"
-            ))),
-        }
-    }
-}
-
-fn unexpected(response: &ClientResponse) -> CliError {
-    CliError::Rpc(RpcError::Refused(format!(
-        "the JobManager answered something else: {response:?}"
-    )))
-}
-
-/// Runs one command in a small runtime.
-pub(super) fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| CliError::Node(format!("cannot start the runtime: {e}")))?
-        .block_on(work)
-}
 
 pub(super) fn run(
     cli: &Cli,
@@ -136,6 +32,11 @@ pub(super) fn run(
         .and_then(|(_, run)| run.subcommand())
         .ok_or_else(|| CliError::Config("no job named".into()))?;
     let args = RunArgs::from_arg_matches(matches).map_err(|e| CliError::Config(e.to_string()))?;
+    if args.local && cli.jobmanager.is_some() {
+        return Err(CliError::Usage(
+            "--local starts a cluster of its own and --jobmanager names another: leave one of them out".into(),
+        ));
+    }
     let options = registry.get(name)?.options.iter();
     let arguments: BTreeMap<String, String> = options
         .filter_map(|o| {
@@ -156,6 +57,7 @@ pub(super) fn run(
         &args,
     )?;
     block_on(async {
+        let mut signals = Signals::listen()?;
         let cluster = match args.local {
             true => Some(
                 LocalCluster::start(
@@ -171,9 +73,15 @@ pub(super) fn run(
         let settings = cluster
             .as_ref()
             .map_or(&loaded.settings, LocalCluster::settings);
-        let result = submit(cli, settings, graph, &args).await;
-        if let Some(cluster) = cluster {
-            cluster.shutdown().await;
+        let result = submit(cli, settings, graph, &args, &mut signals).await;
+        if let Some(cluster) = cluster
+            && !matches!(result, Err(CliError::EndedAtOnce))
+        {
+            tokio::select! {
+                biased;
+                () = cluster.shutdown() => {}
+                () = signals.asked() => return Err(CliError::EndedAtOnce),
+            }
         }
         result
     })
@@ -238,13 +146,15 @@ async fn submit(
     settings: &Settings,
     graph: JobGraph,
     args: &RunArgs,
+    signals: &mut Signals,
 ) -> Result<ExitCode, CliError> {
-    let mut connection = Connection::open(cli, settings).await?;
+    let mut follower = Follower::open(cli, settings).await?;
     let name = graph.name.clone();
-    let job = match connection
-        .ask(ClientRequest::Submit(Box::new(graph)))
-        .await?
-    {
+    let request = ClientRequest::Submit(Box::new(graph));
+    // The id is ours: a submission whose answer was lost is asked for again, and runs once.
+    let is_refused = |error: &RpcError| matches!(error, RpcError::Refused(_));
+    let submitting = follower.ask(&request, SUBMIT_TIMEOUT, is_refused, output::note);
+    let job = match submitting.await? {
         ClientResponse::Submitted(job) => job,
         other => return Err(unexpected(&other)),
     };
@@ -261,16 +171,18 @@ async fn submit(
     }
     let watched = tokio::select! {
         biased;
-        result = watch(cli, settings, &mut connection, job) => Some(result),
-        _ = tokio::signal::ctrl_c() => None,
+        result = watch(cli, &mut follower, job) => Some(result),
+        () = signals.asked() => None,
     };
     let status = match watched {
         Some(result) => result?,
         None if args.local => {
-            output::note("interrupted: cancelling the job");
-            let mut connection = Connection::open(cli, settings).await?;
-            connection.ask(ClientRequest::Cancel(job)).await?;
-            connection.status(job).await?
+            output::note("cancelling the job (asked again: ending at once)");
+            tokio::select! {
+                biased;
+                status = cancel(cli, settings, job) => status?,
+                () = signals.asked() => return Err(CliError::EndedAtOnce),
+            }
         }
         None => {
             output::note(&format!(
@@ -283,6 +195,16 @@ async fn submit(
         output::json(&status)?;
     }
     finish(&status)
+}
+
+/// Returns when nothing of the job runs any more.
+async fn cancel(cli: &Cli, settings: &Settings, job: JobId) -> Result<JobStatus, CliError> {
+    let mut connection = Connection::open(cli, settings).await?;
+    match connection.ask(ClientRequest::Cancel(job)).await {
+        // It has just ended by itself: then that is its end.
+        Ok(_) | Err(CliError::Rpc(RpcError::Refused(_))) => connection.status(job).await,
+        Err(error) => Err(error),
+    }
 }
 
 fn finish(status: &JobStatus) -> Result<ExitCode, CliError> {
@@ -309,13 +231,34 @@ fn finish(status: &JobStatus) -> Result<ExitCode, CliError> {
     }
 }
 
+/// What of a job's recoveries was shown, by their numbers: of the history the oldest go.
+#[derive(Debug, Default)]
+struct Recoveries {
+    caused: u32,
+    done: u32,
+}
+
+impl Recoveries {
+    /// Each cause once it is known, and each outcome once it is complete.
+    fn news(&mut self, all: &[RecoveryRecord]) -> Vec<String> {
+        let mut news = Vec::new();
+        for one in all {
+            if one.number > self.caused {
+                self.caused = one.number;
+                news.push(format!("recovery {}", output::recovery_cause(one)));
+            }
+            if one.number > self.done && one.phases.total_ms.is_some() {
+                self.done = one.number;
+                let outcome = output::recovery_outcome(one);
+                news.push(format!("recovery #{}:\n{outcome}", one.number));
+            }
+        }
+        news
+    }
+}
+
 /// Shows progress until the job has ended.
-async fn watch(
-    cli: &Cli,
-    settings: &Settings,
-    connection: &mut Connection,
-    job: JobId,
-) -> Result<JobStatus, CliError> {
+async fn watch(cli: &Cli, follower: &mut Follower<'_>, job: JobId) -> Result<JobStatus, CliError> {
     let began = Instant::now();
     let bar = (!cli.json && std::io::stderr().is_terminal()).then(|| {
         let bar = ProgressBar::new_spinner();
@@ -326,21 +269,19 @@ async fn watch(
     });
     let mut last: Option<(Instant, u64)> = None;
     let mut last_line = None;
-    let mut recoveries = 0;
+    let mut recoveries = Recoveries::default();
     loop {
-        let status = match connection.status(job).await {
-            Ok(status) => status,
-            // The JobManager may be on its way back, or another takes over: the job goes on without us watching.
-            Err(CliError::Rpc(RpcError::Closed { .. } | RpcError::Timeout { .. })) => {
-                let note = "the JobManager does not answer; waiting for it";
-                match &bar {
-                    Some(bar) => bar.set_message(note),
-                    None => output::note(note),
-                }
-                *connection = Connection::reopen(cli, settings).await?;
-                continue;
-            }
-            Err(error) => return Err(error),
+        let say = |why: &str| match &bar {
+            Some(bar) => bar.set_message(why.to_owned()),
+            None => output::note(why),
+        };
+        let request = ClientRequest::Status(job);
+        let status = match follower
+            .ask(&request, FOLLOW_TIMEOUT, |_| false, say)
+            .await?
+        {
+            ClientResponse::Status(status) => *status,
+            other => return Err(unexpected(&other)),
         };
         let now = Instant::now();
         let records: u64 = status.subtasks.iter().map(|t| t.counters.records_in).sum();
@@ -350,14 +291,12 @@ async fn watch(
         last = Some((now, records));
         if !cli.json {
             let line = output::progress(&status, rate, now - began);
-            for recovery in status.recoveries.iter().skip(recoveries) {
-                let text = format!("recovery {}", output::recovery(recovery).trim_end());
+            for text in recoveries.news(&status.recoveries) {
                 match &bar {
                     Some(bar) => bar.println(text),
                     None => output::note(&text),
                 }
             }
-            recoveries = status.recoveries.len();
             let waits_for = status
                 .note
                 .as_deref()
@@ -388,148 +327,4 @@ async fn watch(
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-}
-
-/// Loads the settings, connects, and does something with the connection.
-fn with_connection<T>(
-    cli: &Cli,
-    work: impl AsyncFnOnce(&mut Connection) -> Result<T, CliError>,
-) -> Result<T, CliError> {
-    let loaded = load(cli, Role::Client)?;
-    super::serve::init_log(cli, "warn");
-    block_on(async {
-        let mut connection = Connection::open(cli, &loaded.settings).await?;
-        work(&mut connection).await
-    })
-}
-
-pub(super) fn list(cli: &Cli, args: &ListArgs) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        if args.taskmanagers {
-            match connection.ask(ClientRequest::ListTaskManagers).await? {
-                ClientResponse::TaskManagers(nodes) if cli.json => output::json(&nodes)?,
-                ClientResponse::TaskManagers(nodes) => output::line(&output::task_managers(&nodes)),
-                other => return Err(unexpected(&other)),
-            }
-        } else {
-            let jobs = connection.jobs().await?;
-            if cli.json {
-                output::json(&jobs)?;
-            } else {
-                output::line(&output::jobs(&jobs));
-            }
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-pub(super) fn status(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(job).await?;
-        let status = connection.status(job).await?;
-        if cli.json {
-            output::json(&status)?;
-        } else {
-            output::line(&output::status(&status));
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-pub(super) fn checkpoints(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(job).await?;
-        match connection.ask(ClientRequest::Checkpoints(job)).await? {
-            ClientResponse::Checkpoints(list) if cli.json => output::json(&list)?,
-            ClientResponse::Checkpoints(list) => output::line(&output::checkpoints(&list)),
-            other => return Err(unexpected(&other)),
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-pub(super) fn cancel(cli: &Cli, job: &str) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(job).await?;
-        let spinner = spinner(cli, &format!("cancelling {job}"));
-        let response = connection.ask(ClientRequest::Cancel(job)).await;
-        spinner.finish_and_clear();
-        match response? {
-            ClientResponse::Canceled if cli.json => {
-                output::json(&serde_json::json!({ "job": job.to_string(), "state": "CANCELED" }))?
-            }
-            ClientResponse::Canceled => output::line(&format!("job {job} is cancelled")),
-            other => return Err(unexpected(&other)),
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-pub(super) fn savepoint(
-    cli: &Cli,
-    job: &str,
-    directory: Option<&str>,
-) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(job).await?;
-        let spinner = spinner(cli, &format!("taking a savepoint of {job}"));
-        let request = ClientRequest::Savepoint {
-            job,
-            directory: directory.map(str::to_owned),
-        };
-        let response = connection.ask(request).await;
-        spinner.finish_and_clear();
-        match response? {
-            ClientResponse::Savepoint { path } if cli.json => {
-                output::json(&serde_json::json!({ "job": job.to_string(), "path": path }))?
-            }
-            ClientResponse::Savepoint { path } => {
-                output::line(&path);
-                output::note(&format!(
-                    "start from it with `perennial run JOB --from-savepoint {path}`"
-                ));
-            }
-            other => return Err(unexpected(&other)),
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-pub(super) fn stop(cli: &Cli, args: &StopArgs) -> Result<ExitCode, CliError> {
-    with_connection(cli, async |connection: &mut Connection| {
-        let job = connection.job(&args.job).await?;
-        let spinner = spinner(cli, &format!("stopping {job} with a savepoint"));
-        let directory = args.savepoint.clone().filter(|d| !d.is_empty());
-        let response = connection
-            .ask(ClientRequest::Stop {
-                job,
-                directory,
-                drain: args.drain,
-            })
-            .await;
-        spinner.finish_and_clear();
-        match response? {
-            ClientResponse::Stopped { path } if cli.json => {
-                output::json(&serde_json::json!({ "job": job.to_string(), "path": path }))?
-            }
-            ClientResponse::Stopped { path } => {
-                output::line(&path);
-                output::note(&format!(
-                    "job {job} has ended; go on with `perennial run JOB --from-savepoint {path}`"
-                ));
-            }
-            other => return Err(unexpected(&other)),
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
-/// Moves while something takes long; silent without a terminal.
-fn spinner(cli: &Cli, message: &str) -> ProgressBar {
-    if cli.json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new_spinner().with_message(message.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
 }

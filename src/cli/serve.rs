@@ -4,12 +4,13 @@ use std::io::IsTerminal;
 use std::process::{Command as Process, ExitCode, Stdio};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{Pid, kill_process};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::args::{Cli, LogFormat, StartArgs};
 use super::config::{Role, load};
-use super::run::block_on;
+use super::connection::block_on;
 use super::{CliError, output};
 use crate::api::JobRegistry;
 use crate::cluster::{
@@ -37,6 +38,8 @@ pub(super) fn init_log(cli: &Cli, default: &str) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // They would be printed where printing has just failed, and that panics.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // A program that embeds this may have set its own.
     let _ = match cli.log_format {
@@ -52,22 +55,50 @@ fn failed(error: NodeError) -> CliError {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
-async fn asked_to_end() -> Result<(), CliError> {
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|e| CliError::Node(format!("cannot wait for signals: {e}")))?;
-    tokio::select! {
-        biased;
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+/// SIGTERM and SIGINT, which from the first look on no longer end the process by themselves.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn listen() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| CliError::Node(format!("cannot wait for signals: {e}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    /// Resolves when the process is asked to end, also when that was before; each time once. Cancel safe.
+    pub(super) async fn asked(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A node takes its addresses from the configuration, so that it cannot go to another cluster than its checkpoints do.
+fn needs_no_address(cli: &Cli) -> Result<(), CliError> {
+    match cli.jobmanager {
+        None => Ok(()),
+        Some(_) => Err(CliError::Usage(
+            "--jobmanager is for commands that talk to a running cluster: a node takes `-D jobmanager.rpc.address=HOST -D jobmanager.rpc.port=PORT`, or these keys in its configuration file"
+                .into(),
+        )),
+    }
 }
 
 pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
+        let mut signals = Signals::listen()?;
         let mut node = JobManagerNode::start(loaded.settings, faults)
             .await
             .map_err(failed)?;
@@ -75,7 +106,7 @@ pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, Cl
         tokio::select! {
             biased;
             () = node.ended() => {}
-            asked = asked_to_end() => asked?,
+            () = signals.asked() => {}
         }
         let exit = node.shutdown().await;
         match exit.map_err(failed)? {
@@ -93,9 +124,11 @@ pub(super) fn task_manager(
     registry: &JobRegistry,
     faults: FaultPoints,
 ) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     block_on(async {
+        let mut signals = Signals::listen()?;
         let node = TaskManagerNode::start(
             &loaded.settings,
             registry.clone(),
@@ -108,10 +141,7 @@ pub(super) fn task_manager(
         let end = tokio::select! {
             biased;
             end = node.ended() => end,
-            asked = asked_to_end() => {
-                asked?;
-                node.shutdown("asked by a signal").await
-            }
+            () = signals.asked() => node.shutdown("asked by a signal").await,
         };
         let message = end.to_string();
         match end {
@@ -129,12 +159,14 @@ pub(super) fn start(
     args: &StartArgs,
     registry: &JobRegistry,
 ) -> Result<ExitCode, CliError> {
+    needs_no_address(cli)?;
     let loaded = load(cli, Role::Node)?;
     init_log(cli, "info");
     if args.processes {
         return start_processes(cli, args);
     }
     block_on(async {
+        let mut signals = Signals::listen()?;
         let cluster = LocalCluster::start_on(loaded.settings, args.taskmanagers, registry.clone())
             .await
             .map_err(failed)?;
@@ -145,7 +177,7 @@ pub(super) fn start(
             args.taskmanagers,
             cluster.address(),
         ));
-        asked_to_end().await?;
+        signals.asked().await;
         cluster.shutdown().await;
         Ok(ExitCode::SUCCESS)
     })
@@ -192,9 +224,10 @@ fn start_processes(cli: &Cli, args: &StartArgs) -> Result<ExitCode, CliError> {
         nodes.running.push((role, child));
     }
     block_on(async {
+        let mut signals = Signals::listen()?;
         tokio::select! {
             biased;
-            asked = asked_to_end() => asked,
+            () = signals.asked() => Ok(()),
             lost = nodes.lost() => Err(lost),
         }
     })?;
@@ -237,7 +270,7 @@ impl Drop for Nodes {
     fn drop(&mut self) {
         for (_, child) in &self.running {
             // Gone already: then there is nothing to tell.
-            let _ = Process::new("kill").arg(child.id().to_string()).status();
+            let _ = kill_process(Pid::from_child(child), rustix::process::Signal::TERM);
         }
         let deadline = perennial_actors::clock::Instant::now() + CHILDREN_GRACE;
         for (role, child) in &mut self.running {
@@ -258,6 +291,8 @@ impl Drop for Nodes {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::test_kill_process;
+
     use super::*;
 
     fn process(seconds: &str) -> std::process::Child {
@@ -274,11 +309,9 @@ mod tests {
             panic!("another error");
         };
         assert!(message.starts_with("jobmanager process"), "{message}");
-        let left = nodes.running[0].1.id();
+        let left = Pid::from_child(&nodes.running[0].1);
         drop(nodes);
-        let mut probe = Process::new("kill");
-        probe.args(["-0", &left.to_string()]).stderr(Stdio::null());
-        assert!(!probe.status().unwrap().success());
+        assert!(test_kill_process(left).is_err());
     }
 
     /// One of several TaskManagers is missed by the jobs, not by the command.

@@ -329,3 +329,41 @@ fn leader_probe(transport: Arc<dyn Transport>, secret: Secret, entropy: Entropy)
         .boxed()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two clusters lead side by side on one directory; a third JobManager with the id of one of them does not.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn clusters_with_different_ids_share_a_storage_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = async |id: &str| {
+            let checkpoints = format!("file://{}", directory.path().display());
+            let settings = Settings::with(&[
+                ("execution.checkpointing.dir", checkpoints.as_str()),
+                ("high-availability.cluster-id", id),
+                ("jobmanager.rpc.port", "0"),
+            ]);
+            JobManagerNode::start(settings.unwrap(), FaultPoints::default())
+                .await
+                .unwrap()
+        };
+        let (one, other) = (node("one").await, node("other").await);
+        assert!(one.leads().await && other.leads().await);
+        assert_eq!(
+            (one.epoch(), other.epoch()),
+            (Some(LeaderEpoch(1)), Some(LeaderEpoch(1)))
+        );
+        let rival = node("one").await;
+        assert!(!rival.leads().await);
+        let refused = rival.shutdown().await;
+        assert!(
+            matches!(&refused, Err(NodeError::NotLeader(why)) if why.contains("cluster-id")),
+            "{refused:?}"
+        );
+        for node in [one, other] {
+            assert_eq!(node.shutdown().await.unwrap(), JobManagerExit::Shutdown);
+        }
+    }
+}

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
+use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::client::Client;
 use perennial_actors::clock::Instant;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::fault::FaultPoints;
+use perennial_actors::job_manager::probe_key;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
 use perennial_actors::rpc::TcpTransport;
-use perennial_config::{Secret, Settings};
+use perennial_config::{HighAvailability, Secret, Settings};
 
 use super::task_manager::StuckTasks;
 use super::{JobManagerNode, NodeError, Runtime, TaskManagerNode, runtime};
 use crate::api::JobRegistry;
+use crate::storage::Stores;
 
 /// Threads for actors and heartbeats.
 const CONTROL_THREADS: usize = 2;
@@ -25,6 +28,8 @@ pub struct LocalCluster {
     settings: Settings,
     job_manager: JobManagerNode,
     task_managers: Vec<TaskManagerNode>,
+    /// Nobody else knows its id.
+    is_private: bool,
     _control: std::sync::Arc<Runtime>,
 }
 
@@ -42,13 +47,17 @@ impl LocalCluster {
         settings.cluster.rpc_port = 0;
         settings.cluster.rpc_bind_port = None;
         let id = format!("local-{:032x}", Entropy::system().u128());
-        settings.cluster.ha_directory = format!("{}/{id}", settings.cluster.ha_directory);
+        // What nobody can come back to needs no file.
+        settings.cluster.high_availability = HighAvailability::None;
+        settings.cluster.ha_directory = format!("memory://{id}");
         settings.cluster.cluster_id = id;
         if settings.cluster.cluster_secret.0.is_empty() {
             // Nobody else needs to know it. `start_on` is for clients in other processes, which know only what is configured.
             settings.cluster.cluster_secret = Secret(format!("{:032x}", Entropy::system().u128()));
         }
-        Self::start_on(settings, task_managers, registry).await
+        let mut cluster = Self::start_on(settings, task_managers, registry).await?;
+        cluster.is_private = true;
+        Ok(cluster)
     }
 
     /// Starts them as they are configured, for clients in other processes, which need the same secret.
@@ -90,6 +99,7 @@ impl LocalCluster {
             settings,
             job_manager,
             task_managers: nodes,
+            is_private: false,
             _control: control,
         };
         cluster.wait_for_task_managers().await?;
@@ -119,6 +129,15 @@ impl LocalCluster {
         }
         if let Err(error) = self.job_manager.shutdown().await {
             tracing::warn!(%error, "the JobManager ended badly");
+        }
+        if self.is_private {
+            let directory = &self.settings.job.checkpointing.directory;
+            let key = probe_key(&self.settings.cluster.cluster_id);
+            let stores = Stores::new(self.settings.cluster.s3.clone(), Entropy::system());
+            let deleted = async { stores.open(directory)?.delete(&key).await };
+            if let Err(error) = deleted.await {
+                tracing::warn!(%error, "the probe object of this cluster stays behind");
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod build_id;
 mod job_manager;
+mod leader;
 mod local;
 mod ports;
 mod task_manager;
@@ -13,6 +14,7 @@ use perennial_actors::model::message::RpcError;
 
 pub use build_id::build_id;
 pub use job_manager::{JobManagerExit, JobManagerNode};
+pub use leader::StoredLeader;
 pub use local::LocalCluster;
 use ports::Ports;
 pub use task_manager::{StuckTasks, TaskManagerNode, TaskManagerSurroundings};

@@ -3,14 +3,11 @@
 
 use std::sync::Arc;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::clock::Clock;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::fault::FaultPoints;
 use perennial_actors::job_manager_session::{FixedLeader, LeaderDiscovery};
-use perennial_actors::leadership::discover;
 use perennial_actors::model::{InstanceId, ResourceId};
 use perennial_actors::rpc::{TcpTransport, Transport};
 use perennial_actors::task_manager::{
@@ -18,7 +15,7 @@ use perennial_actors::task_manager::{
 };
 use perennial_config::{HighAvailability, Settings};
 
-use super::{NodeError, Ports, Runtime, build_id, runtime};
+use super::{NodeError, Ports, Runtime, StoredLeader, build_id, runtime};
 use crate::api::JobRegistry;
 use crate::exchange::Exchange;
 use crate::storage::Stores;
@@ -152,10 +149,9 @@ impl TaskManagerNode {
                 "{}:{}",
                 cluster.rpc_address, cluster.rpc_port
             ))),
-            HighAvailability::Store => Arc::new(InStore {
-                stores: stores.clone(),
-                directory: cluster.ha_directory.clone(),
-            }),
+            HighAvailability::Store => {
+                Arc::new(StoredLeader::new(stores.clone(), &cluster.ha_directory))
+            }
         };
         let handle = TaskManager::start(TaskManagerOptions {
             settings: cluster.clone(),
@@ -194,28 +190,5 @@ impl TaskManagerNode {
     /// Waits for its end. Cancel safe.
     pub async fn ended(&self) -> TaskManagerEnd {
         self.handle.ended().await
-    }
-}
-
-/// Where the newest epoch's object says.
-struct InStore {
-    stores: Arc<dyn StoreFactory>,
-    directory: String,
-}
-
-impl LeaderDiscovery for InStore {
-    fn address(&self) -> BoxFuture<'_, Result<String, String>> {
-        async {
-            let store = self
-                .stores
-                .open(&self.directory)
-                .map_err(|e| e.to_string())?;
-            match discover(store.as_ref()).await {
-                Ok(Some(leader)) => Ok(leader.address),
-                Ok(None) => Err(format!("no JobManager has led on {} yet", self.directory)),
-                Err(error) => Err(error.to_string()),
-            }
-        }
-        .boxed()
     }
 }

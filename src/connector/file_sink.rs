@@ -8,14 +8,18 @@
 //! | write | `.<uid>-<job>-s<subtask>-e<epoch>-a<attempt>-<n>.inprogress` grows | nothing yet |
 //! | prepare | the same, closed; the committable names it and its future name | fsync of file, then of directory |
 //! | commit | renamed to `part-<uid>-<job, 8 digits>-s<subtask>-c<checkpoint>.<ext>` | fsync of directory |
-//! | recover | hidden files of former attempts are deleted, except prepared ones that the checkpoint names | not needed: repeated |
+//! | recover | `.inprogress` files of former attempts are deleted, except prepared ones that the checkpoint names | not needed: repeated |
+//!
+//! What is prepared for a plain savepoint is named `….savepoint` instead: it is committed like the rest, and no recovery deletes it, since
+//! a job may start from the savepoint at any time.
 //!
 //! The order of the fsyncs is what the promise rests on: content and name are durable before the checkpoint can complete, the
 //! rename before the commit is reported. A failed fsync is never retried (the kernel may have dropped the pages): the
 //! attempt fails and its successor writes a new file.
 //!
 //! It rolls files at checkpoints only; it does not delete visible files when a person steps a job back below a completed
-//! checkpoint, and it does not sweep the hidden files of jobs that never run again. The file system must rename atomically
+//! checkpoint. A job that ends is settled by the TaskManagers that its last tasks ran on: output of a completed checkpoint
+//! becomes visible, the rest goes; what a killed TaskManager left is settled by a restore only. The file system must rename atomically
 //! and be shared by all TaskManagers: local disks, NFS; not an object store.
 
 mod commit;
@@ -40,7 +44,7 @@ use commit::{COMMITTABLE_FORMAT, PreparedFile, commit_file};
 use disk::{create_directory, remove, sync_directory};
 pub use error::FileSinkError;
 use error::fail;
-use names::{HiddenName, part_name, uid_for_names};
+use names::{HiddenName, part_name, savepoint_name, uid_for_names};
 
 /// Lines are collected up to about this many bytes before they are written.
 pub const WRITE_BUFFER_MAX: usize = 256 * 1024;
@@ -115,7 +119,9 @@ impl<T: Record, E: Encoder<T>> Sink<T> for FileSink<T, E> {
             files: 0,
             since: None,
         };
-        writer.open_directory().map_err(fail)?;
+        writer
+            .open_directory()
+            .map_err(|error| fail(error.at_start()))?;
         Ok(Box::new(writer))
     }
 }
@@ -127,6 +133,15 @@ struct OpenFile {
     bytes: u64,
     records: u64,
     is_broken: bool,
+}
+
+/// How long a prepared file may be needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Until its checkpoint is complete or given up, which every recovery knows.
+    Decided,
+    /// Until a savepoint is restored, which nobody knows.
+    Restored,
 }
 
 struct FileWriter<E> {
@@ -207,7 +222,11 @@ impl<E> FileWriter<E> {
         Ok(())
     }
 
-    fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Option<PreparedFile>, FileSinkError> {
+    fn prepare(
+        &mut self,
+        checkpoint: CheckpointId,
+        until: Until,
+    ) -> Result<Option<PreparedFile>, FileSinkError> {
         self.write_buffer()?;
         let since = self.since.replace(checkpoint);
         let directory = self.directory_text()?.to_owned();
@@ -233,12 +252,21 @@ impl<E> FileWriter<E> {
         open.file
             .sync_all()
             .map_err(FileSinkError::io("fsync", &path))?;
+        let hidden = match until {
+            Until::Decided => open.name.clone(),
+            Until::Restored => {
+                let name = savepoint_name(&open.name);
+                let lasting = self.directory.join(&name);
+                fs::rename(&path, lasting).map_err(FileSinkError::io("rename", &path))?;
+                name
+            }
+        };
         sync_directory(&self.directory)?;
         let attempt = &self.context.attempt;
         let prepared = PreparedFile {
             format: COMMITTABLE_FORMAT,
             directory,
-            hidden: open.name.clone(),
+            hidden,
             part: String::new(),
             bytes: open.bytes,
             records: open.records,
@@ -248,6 +276,19 @@ impl<E> FileWriter<E> {
         };
         self.open = None;
         Ok(Some(prepared))
+    }
+
+    fn committable(
+        &mut self,
+        checkpoint: CheckpointId,
+        until: Until,
+        extension: &str,
+    ) -> FunctionResult<Option<Vec<u8>>> {
+        let Some(mut prepared) = self.prepare(checkpoint, until).map_err(fail)? else {
+            return Ok(None);
+        };
+        prepared.part = part_name(&self.uid, &self.context.attempt, checkpoint, extension);
+        Ok(Some(rmp_serde::to_vec_named(&prepared)?))
     }
 
     fn sweep(&self, committed: &[Committable]) -> Result<(), FileSinkError> {
@@ -281,14 +322,14 @@ impl<T: Record, E: Encoder<T>> SinkWriter<T> for FileWriter<E> {
         if self.open.is_none() {
             self.begin().map_err(fail)?;
         }
-        for record in &batch.values {
+        for (index, record) in batch.values.iter().enumerate() {
             let line = self.buffer.len();
             let result = self.encoder.encode(record, &mut self.buffer);
             let result = result.and_then(|()| check_line(&self.buffer[line..]).map_err(fail));
             if let Err(error) = result {
                 self.buffer.truncate(line);
                 self.open.iter_mut().for_each(|open| open.is_broken = true);
-                return Err(error);
+                return Err(error.at_record(index));
             }
             self.buffer.push(b'\n');
             self.open.iter_mut().for_each(|open| open.records += 1);
@@ -301,16 +342,11 @@ impl<T: Record, E: Encoder<T>> SinkWriter<T> for FileWriter<E> {
     }
 
     fn prepare_commit(&mut self, checkpoint: CheckpointId) -> FunctionResult<Option<Vec<u8>>> {
-        let Some(mut prepared) = self.prepare(checkpoint).map_err(fail)? else {
-            return Ok(None);
-        };
-        prepared.part = part_name(
-            &self.uid,
-            &self.context.attempt,
-            checkpoint,
-            self.encoder.extension(),
-        );
-        Ok(Some(rmp_serde::to_vec_named(&prepared)?))
+        self.committable(checkpoint, Until::Decided, self.encoder.extension())
+    }
+
+    fn prepare_savepoint(&mut self, checkpoint: CheckpointId) -> FunctionResult<Option<Vec<u8>>> {
+        self.committable(checkpoint, Until::Restored, self.encoder.extension())
     }
 
     fn commit(&mut self, committable: &Committable) -> FunctionResult {

@@ -203,7 +203,8 @@ impl<D: LineDecoder> Source for FileSource<D> {
             current: 0,
             open: None,
             line: Vec::new(),
-            last: None,
+            records: Vec::new(),
+            has_appended: false,
         }))
     }
 }
@@ -286,8 +287,10 @@ struct FileReader<D> {
     open: Option<BufReader<File>>,
     /// The line being read; its memory is reused and bounded by the longest line.
     line: Vec<u8>,
-    /// Split and offset of the last record.
-    last: Option<(usize, u64)>,
+    /// Split and offset of each record of the last poll that appended any; its memory is reused.
+    records: Vec<(usize, u64)>,
+    /// Whether the poll under way has appended one; stays false after one that failed before.
+    has_appended: bool,
 }
 
 /// What reading on gave.
@@ -330,7 +333,11 @@ impl<D: LineDecoder> FileReader<D> {
         }
         let next = match self.decoder.decode(line) {
             Ok(Decoded::Record(record)) => {
-                self.last = Some((self.current, split.offset));
+                if !self.has_appended {
+                    self.has_appended = true;
+                    self.records.clear();
+                }
+                self.records.push((self.current, split.offset));
                 Next::Record(record)
             }
             Ok(Decoded::Nothing) => Next::Skipped,
@@ -385,6 +392,7 @@ impl<D: LineDecoder> SourceReader<D::Item> for FileReader<D> {
         _now: Instant,
     ) -> FunctionResult<SourceStatus> {
         let mut bytes = 0;
+        self.has_appended = false;
         // Lines that are no records count too: a poll is bounded whatever the file holds.
         for _ in 0..max {
             if bytes >= POLL_BYTES_MAX {
@@ -400,6 +408,8 @@ impl<D: LineDecoder> SourceReader<D::Item> for FileReader<D> {
                 Next::Skipped | Next::EndOfFile => {}
             }
         }
+        // What a poll before has appended is still what was read last.
+        self.has_appended = true;
         // Records come with `More` only.
         if bytes == 0 && !self.seek_split() {
             return Ok(SourceStatus::Finished);
@@ -411,9 +421,16 @@ impl<D: LineDecoder> SourceReader<D::Item> for FileReader<D> {
         self.splits.iter().map(FileSplit::to_source_split).collect()
     }
 
-    fn position(&self) -> Option<(String, u64)> {
-        let (split, offset) = self.last?;
-        Some((self.splits[split].path.clone(), offset))
+    fn position(&self, index: usize) -> Option<(String, u64)> {
+        let appended = match self.has_appended {
+            true => &self.records[..],
+            false => &[],
+        };
+        if let Some((split, offset)) = appended.get(index) {
+            return Some((self.splits[*split].path.clone(), *offset));
+        }
+        let next = self.splits.get(self.current)?;
+        (index == appended.len()).then(|| (next.path.clone(), next.offset))
     }
 }
 

@@ -261,7 +261,7 @@ where
             rate: self.rate_per_lane,
             f: self.f.clone(),
             lanes,
-            last: None,
+            runs: Vec::new(),
         }))
     }
 }
@@ -271,8 +271,16 @@ struct GeneratorReader<F> {
     rate: Option<f64>,
     f: F,
     lanes: Vec<Lane>,
-    /// Place in `lanes` of the one that emitted last.
-    last: Option<usize>,
+    /// What the last poll that emitted anything has emitted, in order.
+    runs: Vec<Run>,
+}
+
+/// Records of one lane that follow each other.
+struct Run {
+    /// Records of the poll before it.
+    begin: usize,
+    lane: u32,
+    first: u64,
 }
 
 impl<F> GeneratorReader<F> {
@@ -309,6 +317,7 @@ where
         max: usize,
         now: Instant,
     ) -> FunctionResult<SourceStatus> {
+        let before = out.len();
         let mut left = max as u64;
         while left > 0 {
             let Some((place, n)) = self.next_lane(now) else {
@@ -316,6 +325,16 @@ where
             };
             let n = n.min(left);
             let lane = &mut self.lanes[place];
+            let begin = out.len() - before;
+            if begin == 0 {
+                self.runs.clear();
+            }
+            // Before the records are made: the function may panic.
+            self.runs.push(Run {
+                begin,
+                lane: lane.lane,
+                first: lane.index,
+            });
             emit(
                 out,
                 &self.f,
@@ -328,7 +347,6 @@ where
                 n,
             );
             lane.index += n;
-            self.last = Some(place);
             left -= n;
         }
         if left < max as u64 || max == 0 {
@@ -352,7 +370,7 @@ where
         self.lanes
             .iter()
             .map(|lane| SourceSplit {
-                id: lane.id(),
+                id: lane::id(lane.lane),
                 position: lane.index,
                 watermark: lane.watermark,
                 extra: lane.lanes.to_le_bytes().to_vec(),
@@ -360,9 +378,10 @@ where
             .collect()
     }
 
-    fn position(&self) -> Option<(String, u64)> {
-        let lane = &self.lanes[self.last?];
-        Some((lane.id(), lane.index - 1))
+    fn position(&self, index: usize) -> Option<(String, u64)> {
+        let run = self.runs.iter().rfind(|run| run.begin <= index)?;
+        let position = run.first + (index - run.begin) as u64;
+        Some((lane::id(run.lane), position))
     }
 }
 

@@ -93,8 +93,9 @@ pub trait SourceReader<T>: Send {
     ) -> FunctionResult<SourceStatus>;
     /// The splits as of the last record that was appended.
     fn snapshot(&self) -> Vec<SourceSplit>;
-    /// For error messages: the split and position of the last record appended.
-    fn position(&self) -> Option<(String, u64)>;
+    /// For error messages: split and position of record `index` of those that the last [`poll`](Self::poll) which appended any has
+    /// appended. With their number as `index` after a poll that failed: of the one that it was about to append.
+    fn position(&self, index: usize) -> Option<(String, u64)>;
 }
 
 /// Output to the outside. Like a source, it is a description.
@@ -120,7 +121,7 @@ pub struct Committable {
 ///
 /// Life of a transactional writer: (`recover`) `write`* `prepare_commit` … `commit` …, and after a failure a new writer: `recover` first.
 pub trait SinkWriter<T>: Send {
-    /// Takes all records of the batch.
+    /// Takes all records of the batch. An error may say at which one it failed: [`FunctionError::at_record`](crate::error::FunctionError::at_record).
     fn write(&mut self, batch: &mut Batch<T>) -> FunctionResult;
     /// Gives everything written so far to the outside (a sink without commits), e.g. before a snapshot or while idle.
     fn flush(&mut self) -> FunctionResult {
@@ -130,13 +131,18 @@ pub trait SinkWriter<T>: Send {
     fn prepare_commit(&mut self, _checkpoint: CheckpointId) -> FunctionResult<Option<Vec<u8>>> {
         Ok(None)
     }
+    /// At the barrier of a plain savepoint: as [`prepare_commit`](Self::prepare_commit), but what is prepared must outlast recoveries
+    /// too, and the end of the job: somebody may start from the savepoint at any time.
+    fn prepare_savepoint(&mut self, checkpoint: CheckpointId) -> FunctionResult<Option<Vec<u8>>> {
+        self.prepare_commit(checkpoint)
+    }
     /// Makes it visible. Called again after a failure, also for what was committed before: idempotent.
     fn commit(&mut self, _committable: &Committable) -> FunctionResult {
         Ok(())
     }
     /// First call after a restore, with **all** that the checkpoint says this operator's subtasks prepared: [`commit`](Self::commit)
     /// is called for this subtask's share only, but what others will commit must not be removed either. Everything else that
-    /// former attempts of this operator prepared or began is removed. With an empty list and no checkpoint on a fresh start.
+    /// former attempts of this operator prepared or began is removed, except for savepoints. With an empty list and no checkpoint on a fresh start.
     fn recover(&mut self, _committed: &[Committable]) -> FunctionResult {
         Ok(())
     }

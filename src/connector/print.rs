@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::encoder::{DisplayLines, Encoder};
 use super::{Sink, SinkWriter, SubtaskContext};
 use crate::batch::{Batch, Record};
-use crate::error::FunctionResult;
+use crate::error::{FunctionError, FunctionResult};
 
 /// Lines are collected up to this many bytes before they are given to the writer; a batch's end gives them in any case.
 pub const PRINT_BUFFER_MAX: usize = 64 * 1024;
@@ -115,16 +115,24 @@ struct PrintWriter<E> {
 }
 
 impl<E> PrintWriter<E> {
-    fn print(&mut self) -> Result<(), PrintError> {
+    fn print(&mut self) -> FunctionResult {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let result = writer
             .write_all(&self.buffer)
             .and_then(|()| writer.flush())
-            .map_err(|source| PrintError {
-                uid: self.uid.clone(),
-                subtask: self.subtask,
-                bytes: self.buffer.len(),
-                source,
+            .map_err(|source| {
+                let kind = source.kind();
+                let error = PrintError {
+                    uid: self.uid.clone(),
+                    subtask: self.subtask,
+                    bytes: self.buffer.len(),
+                    source,
+                };
+                // A reader that has gone (`| head`) does not come back, however often the job restarts.
+                match kind {
+                    io::ErrorKind::BrokenPipe => FunctionError::unrecoverable(error),
+                    _ => FunctionError::new(error),
+                }
             });
         self.buffer.clear();
         result
@@ -133,14 +141,14 @@ impl<E> PrintWriter<E> {
 
 impl<T: Record, E: Encoder<T>> SinkWriter<T> for PrintWriter<E> {
     fn write(&mut self, batch: &mut Batch<T>) -> FunctionResult {
-        for record in batch.values.iter() {
+        for (index, record) in batch.values.iter().enumerate() {
             let line = self.buffer.len();
             self.buffer.extend_from_slice(&self.prefix);
             if let Err(error) = self.encoder.encode(record, &mut self.buffer) {
                 // The lines before it are printed: they say how far the job came.
                 self.buffer.truncate(line);
                 self.print()?;
-                return Err(error);
+                return Err(error.at_record(index));
             }
             self.buffer.push(b'\n');
             if self.buffer.len() >= PRINT_BUFFER_MAX {
@@ -151,7 +159,7 @@ impl<T: Record, E: Encoder<T>> SinkWriter<T> for PrintWriter<E> {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        Ok(self.print()?)
+        self.print()
     }
 }
 
@@ -200,10 +208,10 @@ mod tests {
         assert_eq!(printed.lines().collect::<Vec<_>>(), records);
     }
 
-    struct Broken;
+    struct Broken(io::ErrorKind);
     impl Write for Broken {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::BrokenPipe.into())
+            Err(self.0.into())
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
@@ -211,15 +219,20 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_output_is_a_typed_error() {
-        let sink = PrintSink::new().to(Arc::new(Mutex::new(Broken)));
-        let mut writer = sink.writer(&context(0, 1, 1, 1)).unwrap();
-        let mut batch = Batch::default();
-        batch.push(1, None);
-        let error = writer.write(&mut batch).unwrap_err();
-        assert!(!error.is_unrecoverable());
-        let cause = error.source().downcast_ref::<PrintError>().unwrap();
-        assert_eq!(cause.source.kind(), io::ErrorKind::BrokenPipe);
-        assert_eq!((cause.uid.as_str(), cause.subtask), ("out", 0));
+    fn a_closed_output_is_a_typed_error_that_no_restart_mends() {
+        for (kind, is_final) in [
+            (io::ErrorKind::BrokenPipe, true),
+            (io::ErrorKind::StorageFull, false),
+        ] {
+            let sink = PrintSink::new().to(Arc::new(Mutex::new(Broken(kind))));
+            let mut writer = sink.writer(&context(0, 1, 1, 1)).unwrap();
+            let mut batch = Batch::default();
+            batch.push(1, None);
+            let error = writer.write(&mut batch).unwrap_err();
+            assert_eq!(error.is_unrecoverable(), is_final, "{kind:?}");
+            let cause = error.source().downcast_ref::<PrintError>().unwrap();
+            assert_eq!(cause.source.kind(), kind);
+            assert_eq!((cause.uid.as_str(), cause.subtask), ("out", 0));
+        }
     }
 }

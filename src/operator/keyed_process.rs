@@ -6,7 +6,7 @@ use perennial_actors::clock::Instant;
 use perennial_actors::fault::{FaultSite, Sabotage};
 use perennial_actors::model::FailureKind;
 
-use super::node::{Emitted, Operator, Pending, SignalResult};
+use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{
     OperatorError, OperatorList, OperatorStateStore, OutputTag, Redistribution, Signal,
     StartContext, TIMERS_OF_ONE_CALL_MAX, TaskContext,
@@ -17,8 +17,8 @@ use crate::error::FunctionResult;
 use crate::key::{Key, KeyHash};
 use crate::operator::SideOutputs;
 use crate::state::{
-    KeyedAccess, KeyedBackend, KeyedState, StateError, StateLimits, StateValue, TimeDomain, Timers,
-    ValueState,
+    AggregateFunction, AggregatingState, KeyedAccess, KeyedBackend, KeyedState, ListState, MapKey,
+    MapState, ReducingState, StateError, StateLimits, StateValue, TimeDomain, Timers, ValueState,
 };
 
 /// Records whose state is brought near the processor before the first of them is processed.
@@ -54,6 +54,48 @@ pub trait KeyedProcessFunction<K: Key, T>: Send + 'static {
 }
 
 /// What a function has in [`KeyedProcessFunction::open`].
+///
+/// ```
+/// use perennial::error::{FunctionError, FunctionResult};
+/// use perennial::operator::{KeyedProcessFunction, OpenContext, ProcessContext};
+/// use perennial::state::{ListState, MapState, ReducingState};
+///
+/// /// Keeps a user's pages, counts them by name, and their longest stay.
+/// #[derive(Clone, Default)]
+/// struct Visits {
+///     pages: Option<ListState<String>>,
+///     counts: Option<MapState<String, u64>>,
+///     longest: Option<ReducingState<u64, fn(u64, u64) -> u64>>,
+/// }
+///
+/// impl KeyedProcessFunction<u64, (String, u64)> for Visits {
+///     type Out = u64;
+///
+///     fn open(&mut self, cx: &mut OpenContext<'_, u64>) -> FunctionResult {
+///         self.pages = Some(cx.list_state("pages")?);
+///         self.counts = Some(cx.map_state("counts")?);
+///         self.longest = Some(cx.reducing_state("longest", u64::max as fn(u64, u64) -> u64)?);
+///         Ok(())
+///     }
+///
+///     fn process(
+///         &mut self,
+///         (page, stay): (String, u64),
+///         cx: &mut ProcessContext<'_, u64, u64>,
+///     ) -> FunctionResult {
+///         let (Some(pages), Some(counts), Some(longest)) = (&self.pages, &self.counts, &self.longest)
+///         else {
+///             return Err(FunctionError::new("open was not called"));
+///         };
+///         pages.add(cx, page.clone())?;
+///         let count = counts.get(cx, &page)?.unwrap_or(0) + 1;
+///         counts.insert(cx, page, count)?;
+///         longest.add(cx, stay)?;
+///         cx.emit(count);
+///         Ok(())
+///     }
+/// }
+/// ```
 pub struct OpenContext<'a, K: Key> {
     backend: &'a mut KeyedBackend<K>,
     lists: &'a mut OperatorStateStore,
@@ -64,6 +106,37 @@ impl<K: Key> OpenContext<'_, K> {
     /// Registers a value per key.
     pub fn value_state<V: StateValue>(&mut self, name: &str) -> Result<ValueState<V>, StateError> {
         self.backend.value_state(name)
+    }
+
+    /// Registers a list per key.
+    pub fn list_state<E: StateValue>(&mut self, name: &str) -> Result<ListState<E>, StateError> {
+        self.backend.list_state(name)
+    }
+
+    /// Registers a map per key.
+    pub fn map_state<M: MapKey, V: StateValue>(
+        &mut self,
+        name: &str,
+    ) -> Result<MapState<M, V>, StateError> {
+        self.backend.map_state(name)
+    }
+
+    /// Registers a value per key that what is added is combined with.
+    pub fn reducing_state<V: StateValue, F: Fn(V, V) -> V>(
+        &mut self,
+        name: &str,
+        reduce: F,
+    ) -> Result<ReducingState<V, F>, StateError> {
+        self.backend.reducing_state(name, reduce)
+    }
+
+    /// Registers an accumulator per key.
+    pub fn aggregating_state<G: AggregateFunction>(
+        &mut self,
+        name: &str,
+        aggregate: G,
+    ) -> Result<AggregatingState<G>, StateError> {
+        self.backend.aggregating_state(name, aggregate)
     }
 
     /// Registers a list of operator state.
@@ -236,6 +309,7 @@ pub struct KeyedProcess<F, K, T, S> {
     next_processing_timer: Option<Timestamp>,
     /// Of the records that are processed next; scratch space.
     keys: Vec<(K, KeyHash)>,
+    is_reading_ahead: bool,
     places: Vec<(usize, u64)>,
     _types: PhantomData<fn(T) -> K>,
 }
@@ -250,6 +324,7 @@ impl<F, K, T, S> KeyedProcess<F, K, T, S> {
             watermark: None,
             next_processing_timer: None,
             keys: Vec::new(),
+            is_reading_ahead: false,
             places: Vec::new(),
             _types: PhantomData,
         }
@@ -297,15 +372,17 @@ where
         let timers = self.timers.as_ref().expect("registered in open");
         let ahead = input.values.as_slice();
         self.keys.clear();
+        self.is_reading_ahead = true;
         self.keys
             .extend(ahead.iter().take(READ_AHEAD_RECORDS).map(|value| {
                 let key = (self.selector)(value);
                 let hash = KeyHash::of(&key);
                 (key, hash)
             }));
+        self.is_reading_ahead = false;
         backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.places);
         for (key, hash) in &self.keys {
-            if out.is_full() {
+            if out.is_any_full() {
                 break;
             }
             let Some((value, timestamp)) = input.next() else {
@@ -368,11 +445,16 @@ where
                 wall_ms,
             };
             self.function.on_timer(time, domain, &mut context)?;
-            if out.is_full() {
+            if out.is_any_full() {
                 break;
             }
         }
         Ok(SignalResult::More)
+    }
+
+    fn looks_ahead(&self) -> Option<usize> {
+        // Those whose keys are there were passed: the selector fails at the next one.
+        self.is_reading_ahead.then_some(self.keys.len())
     }
 
     fn next_wakeup(&self, cx: &TaskContext<'_>) -> Option<Instant> {

@@ -2,22 +2,25 @@
 //!
 //! A chain is a tree of nodes that own their downstream. Work moves by batches; within a node, records are taken one by one and the
 //! node looks after each whether its output must go on. Nothing here waits: a node that cannot go on keeps its place and says
-//! [`Flow::Blocked`]; [`Lifecycle::resume`] continues exactly there.
+//! [`Flow::Blocked`] or [`Flow::Yielded`]; [`Lifecycle::resume`] continues exactly there.
 //!
 //! Invariant: when `resume` of the first node says [`Flow::Drained`], no record and no signal is inside the chain, only in the
-//! buffers of its `PartitionWriter`s. Barriers and control are handled in that moment only.
+//! buffers of its `PartitionWriter`s. Barriers and the end are handled in that moment only.
 
 mod keyed_process;
 mod node;
 mod output;
 mod partition;
+mod position;
 mod simple;
+mod single;
 mod sink;
 mod source;
 mod state_store;
 mod watermark;
 mod window;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,17 +33,19 @@ use perennial_actors::model::{
 
 use crate::batch::{Batch, StreamStatus, Timestamp};
 use crate::connector::SubtaskContext;
-use crate::error::FunctionError;
+use crate::error::{FunctionError, FunctionResult};
 use crate::state::{KeyedState, StateError};
 
 pub use keyed_process::{
     KeyedProcess, KeyedProcessFunction, OpenContext, ProcessContext, Reduce, ReduceFunction,
 };
-pub(crate) use node::{Node, Operator};
+pub(crate) use node::Node;
 pub(crate) use output::{AnySideOutput, Output, SideOutput};
 pub use output::{OutputTag, SideOutputs};
 pub(crate) use partition::{Broadcast, ByKey, Forward, PartitionWriter, Partitioner, Rebalance};
+pub(crate) use position::{after, of_signal, span};
 pub(crate) use simple::{FilterOperator, FlatMapOperator, MapOperator};
+pub(crate) use single::Operator;
 pub(crate) use sink::SinkNode;
 pub(crate) use source::SourceHead;
 pub(crate) use state_store::{
@@ -55,11 +60,16 @@ pub use window::{AggregateFunction, TimeWindow, TumblingEventTimeWindows, Window
 /// Records that a node gathers before it hands them on, and that a channel's batch has at most (unless one call emits more).
 pub const BATCH_RECORDS_MAX: usize = 1024;
 
-/// Records that one call of a user function may emit.
+/// Records that one call of a user function may emit, to the main output and to each side output.
 pub const OUTPUT_OF_ONE_CALL_MAX: usize = 1 << 20;
 
 /// Timers that fire in one go, before what they emitted is handed on.
+/// They are also all that fire in one step, so that orders, captures and the next flush need not wait for the rest.
 pub(crate) const TIMERS_OF_ONE_CALL_MAX: usize = 1024;
+
+/// Calls that hand records to operators in one step of a task, each with about as much input or output as a batch has. A step that takes
+/// one batch needs one to four for each operator; a `flat_map` that makes very much of a record would need any number.
+pub const CALLS_OF_ONE_STEP_MAX: usize = 64;
 
 /// Whether a chain has taken everything it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +78,34 @@ pub enum Flow {
     Drained,
     /// Something is left: an output has no room now.
     Blocked,
+    /// Something is left and can go on at once: the step has done its share.
+    Yielded,
+}
+
+impl Flow {
+    /// Of two outputs together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Yielded, _) | (_, Self::Yielded) => Self::Yielded,
+            (Self::Blocked, _) | (_, Self::Blocked) => Self::Blocked,
+            (Self::Drained, Self::Drained) => Self::Drained,
+        }
+    }
+}
+
+/// Where in its input a node stands with work that has not ended, counted from the first record of the batch that it was given last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Located {
+    /// At one of these records; at a single one where that is known.
+    Records(Range<usize>),
+    /// At work that is no record's.
+    After {
+        /// Records that came before.
+        records: usize,
+        /// What it works on; `None`: what was gathered of former records.
+        signal: Option<Signal>,
+    },
 }
 
 /// What flows besides records. Handed on in order, after the records before it.
@@ -91,6 +129,20 @@ pub type KeyedStates = Vec<Option<Box<dyn KeyedState>>>;
 pub struct Place {
     /// The operator that was called last, by its place in the vertex.
     pub operator: Option<usize>,
+    /// What for.
+    pub work: Work,
+}
+
+/// What a task's operators were called for last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Work {
+    /// Records, timers and what follows from them.
+    #[default]
+    Input,
+    /// The synchronous part of a snapshot.
+    Snapshot(CheckpointId),
+    /// Output of a completed checkpoint.
+    Commit(CheckpointId),
 }
 
 /// What a node needs from its task while it works.
@@ -101,6 +153,11 @@ pub struct TaskContext<'a> {
     pub place: &'a mut Place,
     /// The time of this step.
     pub now: Instant,
+    /// How long in all the task has not asked for input, because its chain was not empty: back-pressure, many timers. It is no sign of
+    /// an idle stream.
+    pub held_up: Duration,
+    /// Calls left to this step; see [`CALLS_OF_ONE_STEP_MAX`].
+    pub calls_left: usize,
     /// For processing time.
     pub clock: &'a Clock,
     /// Counts records given to outputs and sinks.
@@ -309,10 +366,23 @@ pub trait Lifecycle: Send {
     ) -> Result<(), OperatorError>;
     /// The attempt ends, well or not. Called once.
     fn close(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError>;
+    /// Takes out what was prepared and not committed, of an attempt that ends otherwise than by finishing.
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>);
+    /// Where in the batch it was given last the work is that has not ended; `None`: there is none. Asked after a failure, a panic too.
+    fn locate(&self) -> Option<Located>;
     /// Bytes sent to other processes.
     fn bytes_out(&self) -> u64;
     /// The watermark of the last node that has one; for counters.
     fn watermark(&self) -> Option<Timestamp>;
+}
+
+/// Output of an attempt that ended: prepared, not committed, and no successor's yet.
+pub trait Leftover: Send {
+    /// Whose.
+    fn attempt(&self) -> ExecutionAttemptId;
+    /// Commits what belongs to the job's last completed checkpoint, and removes what belongs to none. Idempotent, and harmless when a
+    /// later attempt has settled it before.
+    fn settle(self: Box<Self>, completed: Option<CheckpointId>) -> FunctionResult;
 }
 
 /// How eagerly to flush.
@@ -343,7 +413,12 @@ pub enum HeadPoll {
     /// All input has ended and the end has been handed to the chain.
     Ended,
     /// A barrier is due: every input has reached it. The chain is drained.
-    Barrier(CheckpointBarrier),
+    Barrier {
+        /// Which.
+        barrier: CheckpointBarrier,
+        /// From the first input's to the last one's.
+        alignment: Duration,
+    },
 }
 
 /// The beginning of a task: a source, or the inputs from other tasks.
@@ -362,8 +437,10 @@ pub trait Head: Lifecycle {
     fn drain(&mut self);
     /// Records may come: the first credit is granted.
     fn start(&mut self);
-    /// Where the input is, for failure messages.
+    /// Where in the input the work is that has not ended, for failure messages.
     fn position(&self) -> Option<String>;
+    /// The last record that was taken, for failure messages of other work.
+    fn reached(&self) -> Option<String>;
     /// Bytes received from other processes.
     fn bytes_in(&self) -> u64;
 }

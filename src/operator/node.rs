@@ -1,149 +1,36 @@
 //! One operator of a chain with its pending input and its output: the pump that all operators share.
 
 use std::collections::VecDeque;
-use std::vec::IntoIter;
+use std::ops::Range;
 
 use perennial_actors::clock::Instant;
-use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind};
+use perennial_actors::model::{CheckpointBarrier, CheckpointId};
 
+use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{
-    BATCH_RECORDS_MAX, Chained, Flow, Flush, Lifecycle, OUTPUT_OF_ONE_CALL_MAX, OperatorCapture,
+    BATCH_RECORDS_MAX, Chained, Flow, Flush, Leftover, Lifecycle, Located, OperatorCapture,
     OperatorError, OperatorStateStore, Output, SideOutputs, Signal, StartContext, TaskContext,
 };
-use crate::batch::{Batch, MAX_WATERMARK, Record, Timestamp};
+use crate::batch::{Batch, MAX_WATERMARK, Timestamp};
 
-/// What an operator does with records and time. Everything else is the node's.
-pub(crate) trait Operator: Send + 'static {
-    /// Taken.
-    type In: Record;
-    /// Emitted.
-    type Out: Record;
-
-    /// Registers state and takes what was restored.
-    fn open(
-        &mut self,
-        operator: usize,
-        lists: &mut OperatorStateStore,
-        cx: &mut StartContext<'_>,
-    ) -> Result<(), OperatorError>;
-
-    /// Processes records from the front of `input` until it is empty or `out` has [`BATCH_RECORDS_MAX`] records.
-    fn process(
-        &mut self,
-        input: &mut Pending<Self::In>,
-        out: &mut Emitted<Self::Out>,
-        cx: &mut TaskContext<'_>,
-    ) -> Result<(), OperatorError>;
-
-    /// Acts on a signal, one bounded piece a call, and says when it is done and what goes on downstream.
-    fn signal(
-        &mut self,
-        signal: Signal,
-        out: &mut Emitted<Self::Out>,
-        cx: &mut TaskContext<'_>,
-    ) -> Result<SignalResult, OperatorError>;
-
-    /// Whether a record that was taken from `input` still has output to come.
-    fn is_busy(&self) -> bool {
-        false
-    }
-
-    /// When to be woken without input.
-    fn next_wakeup(&self, _cx: &TaskContext<'_>) -> Option<Instant> {
-        None
-    }
-
-    /// Whether processing-time work is due.
-    fn is_timer_due(&self, _cx: &TaskContext<'_>, _wall_ms: Timestamp) -> bool {
-        false
-    }
-
-    /// Whether it keeps keyed state.
-    fn has_keyed_state(&self) -> bool {
-        false
-    }
-
-    /// Its event-time watermark, to be stored.
-    fn watermark(&self) -> Option<Timestamp> {
-        None
-    }
-
-    /// Before the operator state is captured: last chance to put something into lists.
-    fn before_snapshot(
-        &mut self,
-        _checkpoint: CheckpointId,
-        _lists: &mut OperatorStateStore,
-        _cx: &mut TaskContext<'_>,
-    ) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
-    /// A checkpoint is complete.
-    fn complete(&mut self, _checkpoint: CheckpointId) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
-    /// The attempt ends.
-    fn close(&mut self) -> Result<(), OperatorError> {
-        Ok(())
-    }
-}
-
-/// What an operator made of a signal.
+/// Which of the operator's functions is being called; after a failure, which one failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SignalResult {
-    /// Call again: there is more to do, or output to hand on first.
-    More,
-    /// Done; this goes downstream.
-    Forward(Signal),
-    /// Done; nothing goes downstream.
-    Swallow,
+enum Activity {
+    None,
+    Records,
+    Signal(Signal),
 }
 
-/// Input that was taken and not yet processed.
-pub(crate) struct Pending<T> {
-    pub(crate) values: IntoIter<T>,
-    pub(crate) timestamps: IntoIter<Timestamp>,
-}
-
-impl<T> Pending<T> {
-    fn empty() -> Self {
-        Self {
-            values: Vec::new().into_iter(),
-            timestamps: Vec::new().into_iter(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.values.len() == 0
-    }
-}
-
-impl<T> Iterator for Pending<T> {
-    type Item = (T, Option<Timestamp>);
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        let value = self.values.next()?;
-        Some((value, self.timestamps.next()))
-    }
-}
-
-/// Output that was emitted and not yet handed on.
-pub(crate) struct Emitted<T> {
-    pub(crate) batch: Batch<T>,
-    pub(crate) sides: SideOutputs,
-    /// What follows the batch, in order.
-    pub(crate) signals: VecDeque<Signal>,
-    pub(crate) lists: OperatorStateStore,
-}
-
-impl<T> Emitted<T> {
-    /// Whether the node must hand on before it goes on.
-    #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.batch.len() >= BATCH_RECORDS_MAX
-    }
+/// What the output that was handed on last was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum MadeOf {
+    /// Records of the batch that the node was given last.
+    Records {
+        input: Range<usize>,
+        /// Length of the main output.
+        output: usize,
+    },
+    Signal(Signal),
 }
 
 /// An operator in its place.
@@ -151,7 +38,11 @@ pub(crate) struct Node<O: Operator> {
     index: usize,
     operator: O,
     input: Pending<O::In>,
+    /// Records of the batch that `input` is the rest of.
+    given: usize,
     signal: Option<Signal>,
+    activity: Activity,
+    made_of: MadeOf,
     emitted: Emitted<O::Out>,
     output: Output<O::Out>,
     is_output_pending: bool,
@@ -169,7 +60,13 @@ impl<O: Operator> Node<O> {
             index,
             operator,
             input: Pending::empty(),
+            given: 0,
             signal: None,
+            activity: Activity::None,
+            made_of: MadeOf::Records {
+                input: 0..0,
+                output: 0,
+            },
             emitted: Emitted {
                 batch: Batch::default(),
                 sides,
@@ -182,36 +79,63 @@ impl<O: Operator> Node<O> {
         }
     }
 
-    fn hand_on(&mut self) -> Result<(), OperatorError> {
-        if self.emitted.batch.len() > OUTPUT_OF_ONE_CALL_MAX {
-            return Err(OperatorError(FailureKind::Limit {
-                limit: "OUTPUT_OF_ONE_CALL_MAX".into(),
-                message: format!(
-                    "one call emitted {} records, at most {OUTPUT_OF_ONE_CALL_MAX} are allowed: return an iterator from flat_map, or split the record",
-                    self.emitted.batch.len()
-                ),
-            }));
+    /// Records taken of the batch that was given last.
+    fn taken(&self) -> usize {
+        self.given - self.input.values.len()
+    }
+
+    fn process(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {
+        cx.place.operator = Some(self.index);
+        let first = self.taken() - usize::from(self.operator.is_busy());
+        self.activity = Activity::Records;
+        self.operator
+            .process(&mut self.input, &mut self.emitted, cx)?;
+        self.emitted.check_limit()?;
+        self.activity = Activity::None;
+        self.made_of = MadeOf::Records {
+            input: first..self.taken(),
+            output: self.emitted.batch.len(),
+        };
+        Ok(())
+    }
+
+    fn act_on(
+        &mut self,
+        signal: Signal,
+        cx: &mut TaskContext<'_>,
+    ) -> Result<SignalResult, OperatorError> {
+        if self.is_finished && is_event_time_end(signal) {
+            return Ok(SignalResult::Forward(signal));
         }
+        cx.place.operator = Some(self.index);
+        self.activity = Activity::Signal(signal);
+        let result = self.operator.signal(signal, &mut self.emitted, cx)?;
+        self.emitted.check_limit()?;
+        self.activity = Activity::None;
+        self.made_of = MadeOf::Signal(signal);
+        Ok(result)
+    }
+
+    fn hand_on(&mut self) {
         if !self.emitted.batch.is_empty() {
+            // Before the push, which may clone records: until it is done, that is what is under way.
+            self.is_output_pending = true;
             let next = Batch::with_capacity(self.emitted.batch.len().min(BATCH_RECORDS_MAX));
             self.output
                 .push(std::mem::replace(&mut self.emitted.batch, next));
-            self.is_output_pending = true;
         }
-        for side in &mut self.emitted.sides.sides {
-            side.hand_on();
+        if !self.emitted.sides.sides.is_empty() {
             self.is_output_pending = true;
+            self.emitted.sides.hand_on();
         }
-        Ok(())
     }
 
     fn resume_outputs(&mut self, cx: &mut TaskContext<'_>) -> Result<Flow, OperatorError> {
         let mut flow = self.output.resume(cx)?;
         for side in &mut self.emitted.sides.sides {
-            if side.resume(cx)? == Flow::Blocked {
-                flow = Flow::Blocked;
-            }
+            flow = flow.and(side.resume(cx)?);
         }
+        self.is_output_pending = flow != Flow::Drained;
         Ok(flow)
     }
 
@@ -236,49 +160,53 @@ impl<O: Operator> Lifecycle for Node<O> {
         for side in &mut self.emitted.sides.sides {
             side.output().open(cx)?;
         }
+        let restored = self.operator.restored_watermark();
+        self.emitted.signals.extend(restored.map(Signal::Watermark));
         Ok(())
     }
 
     fn resume(&mut self, cx: &mut TaskContext<'_>) -> Result<Flow, OperatorError> {
         loop {
             if self.is_output_pending {
-                if self.resume_outputs(cx)? == Flow::Blocked {
-                    return Ok(Flow::Blocked);
+                let flow = self.resume_outputs(cx)?;
+                if flow != Flow::Drained {
+                    return Ok(flow);
                 }
-                self.is_output_pending = false;
             }
             if let Some(signal) = self.emitted.signals.pop_front() {
                 self.forward(signal);
                 continue;
             }
             if !self.input.is_empty() || self.operator.is_busy() {
-                cx.place.operator = Some(self.index);
-                self.operator
-                    .process(&mut self.input, &mut self.emitted, cx)?;
-            } else if let Some(signal) = self.signal {
-                cx.place.operator = Some(self.index);
-                let result = if self.is_finished && is_event_time_end(signal) {
-                    SignalResult::Forward(signal)
-                } else {
-                    self.operator.signal(signal, &mut self.emitted, cx)?
+                let Some(left) = cx.calls_left.checked_sub(1) else {
+                    return Ok(Flow::Yielded);
                 };
+                cx.calls_left = left;
+                self.process(cx)?;
+                self.hand_on();
+            } else if let Some(signal) = self.signal {
+                let result = self.act_on(signal, cx)?;
+                self.hand_on();
                 match result {
-                    SignalResult::More => {}
+                    SignalResult::More => {
+                        // The rest has its own steps: orders and captures come in between, barriers do not.
+                        return match self.is_output_pending {
+                            true => Ok(self.resume_outputs(cx)?.and(Flow::Yielded)),
+                            false => Ok(Flow::Yielded),
+                        };
+                    }
                     SignalResult::Swallow => self.signal = None,
                     SignalResult::Forward(forwarded) => {
                         if signal == Signal::EndOfInput {
                             self.is_finished = true;
                         }
                         self.signal = None;
-                        self.hand_on()?;
                         self.forward(forwarded);
-                        continue;
                     }
                 }
             } else {
                 return Ok(Flow::Drained);
             }
-            self.hand_on()?;
         }
     }
 
@@ -372,6 +300,66 @@ impl<O: Operator> Lifecycle for Node<O> {
         result
     }
 
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>) {
+        self.output.leftovers(leftovers);
+        for side in &mut self.emitted.sides.sides {
+            side.output().leftovers(leftovers);
+        }
+    }
+
+    fn locate(&self) -> Option<Located> {
+        let taken = self.taken();
+        let downstream = match self.activity {
+            Activity::Records => {
+                let at = match self.operator.looks_ahead() {
+                    Some(ahead) => taken + ahead,
+                    None => taken.saturating_sub(1),
+                };
+                return Some(Located::Records(at..at + 1));
+            }
+            Activity::Signal(signal) => {
+                return Some(Located::After {
+                    records: taken,
+                    signal: Some(signal),
+                });
+            }
+            Activity::None => self.output.locate(),
+        };
+        let is_main = downstream.is_some();
+        let downstream = downstream.or_else(|| {
+            let sides = &self.emitted.sides.sides;
+            sides.iter().find_map(|side| side.output_ref().locate())
+        });
+        if downstream.is_none() && !self.is_output_pending {
+            return None;
+        }
+        Some(match (downstream, &self.made_of) {
+            (Some(Located::After { signal, .. }), MadeOf::Records { input, .. }) => {
+                Located::After {
+                    records: input.end,
+                    signal,
+                }
+            }
+            (Some(Located::After { signal, .. }), MadeOf::Signal(_)) => Located::After {
+                records: taken,
+                signal,
+            },
+            // The i-th of n that are left of m has i before it and n - i - 1 behind it.
+            (Some(Located::Records(at)), MadeOf::Records { input, output })
+                if is_main && self.operator.is_at_most_one() && at.end <= *output =>
+            {
+                Located::Records(input.start + at.start..input.end - output + at.end)
+            }
+            (Some(Located::Records(_)) | None, MadeOf::Records { input, .. }) => {
+                Located::Records(input.clone())
+            }
+            (Some(Located::Records(_)) | None, MadeOf::Signal(signal)) => Located::After {
+                records: taken,
+                signal: Some(*signal),
+            },
+        })
+    }
+
     fn bytes_out(&self) -> u64 {
         let sides: u64 = self
             .emitted
@@ -404,6 +392,7 @@ impl<O: Operator> Chained<O::In> for Node<O> {
             self.input.is_empty(),
             "batches come when the chain is drained"
         );
+        self.given = batch.len();
         self.input = Pending {
             values: batch.values.into_iter(),
             timestamps: batch.timestamps.into_iter(),

@@ -7,7 +7,8 @@ use perennial_actors::clock::Instant;
 use perennial_actors::model::{CheckpointBarrier, CheckpointId};
 
 use super::{
-    Chained, Flow, Flush, OperatorCapture, OperatorError, Signal, StartContext, TaskContext,
+    Chained, Flow, Flush, Leftover, Located, OperatorCapture, OperatorError, Signal, StartContext,
+    TaskContext,
 };
 use crate::batch::{Batch, Record, Timestamp};
 
@@ -74,9 +75,7 @@ impl<T> Output<T> {
     pub(crate) fn resume(&mut self, cx: &mut TaskContext<'_>) -> Result<Flow, OperatorError> {
         let mut flow = Flow::Drained;
         for target in &mut self.targets {
-            if target.resume(cx)? == Flow::Blocked {
-                flow = Flow::Blocked;
-            }
+            flow = flow.and(target.resume(cx)?);
         }
         Ok(flow)
     }
@@ -130,6 +129,16 @@ impl<T> Output<T> {
         result
     }
 
+    pub(crate) fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>) {
+        for target in &mut self.targets {
+            target.leftovers(leftovers);
+        }
+    }
+
+    pub(crate) fn locate(&self) -> Option<Located> {
+        self.targets.iter().find_map(|t| t.locate())
+    }
+
     pub(crate) fn bytes_out(&self) -> u64 {
         self.targets.iter().map(|t| t.bytes_out()).sum()
     }
@@ -142,6 +151,8 @@ impl<T> Output<T> {
 /// A side output whose type is not known to its node.
 pub(crate) trait AnySideOutput: Send {
     fn name(&self) -> &str;
+    /// Records emitted since the last hand-over.
+    fn len(&self) -> usize;
     fn as_any_mut(&mut self) -> &mut dyn Any;
     /// Hands on what was emitted.
     fn hand_on(&mut self);
@@ -169,6 +180,8 @@ pub(crate) trait ErasedOutput: Send {
         cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError>;
     fn close(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError>;
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>);
+    fn locate(&self) -> Option<Located>;
     fn bytes_out(&self) -> u64;
 }
 
@@ -206,6 +219,12 @@ impl<T: Send> ErasedOutput for Output<T> {
     fn close(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {
         Output::close(self, cx)
     }
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>) {
+        Output::leftovers(self, leftovers);
+    }
+    fn locate(&self) -> Option<Located> {
+        Output::locate(self)
+    }
     fn bytes_out(&self) -> u64 {
         Output::bytes_out(self)
     }
@@ -232,6 +251,9 @@ impl<T: Record> AnySideOutput for SideOutput<T> {
     fn name(&self) -> &str {
         &self.name
     }
+    fn len(&self) -> usize {
+        self.batch.len()
+    }
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }
@@ -255,9 +277,22 @@ impl<T: Record> AnySideOutput for SideOutput<T> {
 #[derive(Default)]
 pub struct SideOutputs {
     pub(crate) sides: Vec<Box<dyn AnySideOutput>>,
+    /// Records that wait in the fullest of them.
+    pub(crate) longest: usize,
 }
 
 impl SideOutputs {
+    pub(crate) fn new(sides: Vec<Box<dyn AnySideOutput>>) -> Self {
+        Self { sides, longest: 0 }
+    }
+
+    pub(crate) fn hand_on(&mut self) {
+        self.longest = 0;
+        for side in &mut self.sides {
+            side.hand_on();
+        }
+    }
+
     /// Emits to a side output; without a consumer for the tag the record is dropped, as in Flink.
     pub(crate) fn emit<T: Record>(
         &mut self,
@@ -269,6 +304,7 @@ impl SideOutputs {
             if side.name() == tag.name {
                 if let Some(side) = side.as_any_mut().downcast_mut::<SideOutput<T>>() {
                     side.batch.push(value, timestamp);
+                    self.longest = self.longest.max(side.batch.len());
                 }
                 return;
             }

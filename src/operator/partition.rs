@@ -6,8 +6,8 @@ use perennial_actors::clock::Instant;
 use perennial_actors::model::{CheckpointBarrier, CheckpointId, owner_of};
 
 use super::{
-    BATCH_RECORDS_MAX, Chained, Flow, Flush, Lifecycle, OperatorCapture, OperatorError, Signal,
-    StartContext, TaskContext,
+    BATCH_RECORDS_MAX, Chained, Flow, Flush, Leftover, Lifecycle, Located, OperatorCapture,
+    OperatorError, Signal, StartContext, TaskContext,
 };
 use crate::batch::{Batch, Record, StreamElement, Timestamp};
 use crate::exchange::OutputChannel;
@@ -30,6 +30,8 @@ pub(crate) struct Targets<T> {
     targets: Vec<Target<T>>,
     /// When the oldest gathered record came.
     since: Option<Instant>,
+    /// Records of the batch being split that user code has begun with; 0 where it has no say.
+    begun: usize,
 }
 
 struct Target<T> {
@@ -159,11 +161,21 @@ where
         }
         let mut timestamps = batch.timestamps.into_iter();
         for value in batch.values {
+            targets.begun += 1;
             let group = KeyHash::of(&(self.selector)(&value)).key_group(self.max_parallelism);
             let target = usize::from(self.owners[usize::from(group.0)]);
             targets.push(target, value, timestamps.next());
         }
     }
+}
+
+/// What is being done; after a failure, what failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    None,
+    Splitting,
+    /// Of what was gathered: no particular record.
+    Sending,
 }
 
 /// A chain's output on one edge.
@@ -172,6 +184,7 @@ pub(crate) struct PartitionWriter<T> {
     targets: Targets<T>,
     buffer_timeout: Duration,
     has_pushed: u64,
+    activity: Activity,
     has_ended: bool,
     watermark: Option<Timestamp>,
 }
@@ -194,7 +207,9 @@ impl<T: Record> PartitionWriter<T> {
             targets: Targets {
                 targets,
                 since: None,
+                begun: 0,
             },
+            activity: Activity::None,
             buffer_timeout,
             has_pushed: 0,
             has_ended: false,
@@ -213,7 +228,10 @@ impl<T: Record> PartitionWriter<T> {
 impl<T: Record> Chained<T> for PartitionWriter<T> {
     fn push(&mut self, batch: Batch<T>) {
         self.has_pushed += batch.len() as u64;
+        self.targets.begun = 0;
+        self.activity = Activity::Splitting;
         self.partitioner.split(batch, &mut self.targets);
+        self.activity = Activity::None;
     }
 }
 
@@ -229,6 +247,7 @@ impl<T: Record> Lifecycle for PartitionWriter<T> {
             self.targets.since = Some(cx.now);
         }
         let mut flow = Flow::Drained;
+        self.activity = Activity::Sending;
         for target in &mut self.targets.targets {
             let is_empty = target.channel.flush()?;
             let pending = target.channel.pending_records();
@@ -237,6 +256,7 @@ impl<T: Record> Lifecycle for PartitionWriter<T> {
                 flow = Flow::Blocked;
             }
         }
+        self.activity = Activity::None;
         Ok(flow)
     }
 
@@ -266,9 +286,11 @@ impl<T: Record> Lifecycle for PartitionWriter<T> {
         };
         if is_due {
             self.targets.hand_over();
+            self.activity = Activity::Sending;
             for target in &mut self.targets.targets {
                 target.channel.flush()?;
             }
+            self.activity = Activity::None;
         }
         Ok(())
     }
@@ -307,6 +329,20 @@ impl<T: Record> Lifecycle for PartitionWriter<T> {
 
     fn close(&mut self, _cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {
         Ok(())
+    }
+
+    fn leftovers(&mut self, _leftovers: &mut Vec<Box<dyn Leftover>>) {}
+
+    fn locate(&self) -> Option<Located> {
+        let begun = self.targets.begun;
+        match self.activity {
+            Activity::Splitting if begun > 0 => Some(Located::Records(begun - 1..begun)),
+            Activity::Sending => Some(Located::After {
+                records: 0,
+                signal: None,
+            }),
+            Activity::Splitting | Activity::None => None,
+        }
     }
 
     fn bytes_out(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::node::{Emitted, Operator, Pending, SignalResult};
+use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{OperatorError, OperatorStateStore, Signal, StartContext, TaskContext};
 use crate::batch::{Record, Timestamp};
 use crate::error::FunctionResult;
@@ -53,6 +53,10 @@ where
             out.batch.push((self.function)(value)?, timestamp);
         }
         Ok(())
+    }
+
+    fn is_at_most_one(&self) -> bool {
+        true
     }
 
     fn signal(
@@ -114,6 +118,10 @@ where
         Ok(())
     }
 
+    fn is_at_most_one(&self) -> bool {
+        true
+    }
+
     fn signal(
         &mut self,
         signal: Signal,
@@ -124,7 +132,7 @@ where
     }
 }
 
-/// One record in, any number out, drawn lazily: an endless iterator holds up its own stream and nothing else.
+/// One record in, any number out, drawn lazily: an endless iterator holds up its own stream and nothing else, orders to the task least.
 pub(crate) struct FlatMapOperator<F, I, It> {
     function: F,
     current: Option<(It, Option<Timestamp>)>,

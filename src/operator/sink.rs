@@ -1,17 +1,21 @@
 //! The end of a chain towards the outside (semantics.md section 10).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use perennial_actors::clock::Instant;
 use perennial_actors::fault::{FaultSite, Sabotage};
-use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind};
+use perennial_actors::model::{
+    Attempt, CheckpointBarrier, CheckpointId, ExecutionAttemptId, FailureKind, SnapshotKind,
+};
 
 use super::{
-    Chained, Flow, Flush, Lifecycle, OperatorCapture, OperatorError, OperatorList,
-    OperatorStateStore, Redistribution, Signal, StartContext, TaskContext,
+    Chained, Flow, Flush, Leftover, Lifecycle, Located, OperatorCapture, OperatorError,
+    OperatorList, OperatorStateStore, Redistribution, Signal, StartContext, TaskContext,
 };
 use crate::batch::{Batch, Record, Timestamp};
-use crate::connector::{Committable, Sink, SinkWriter};
+use crate::connector::{Committable, Sink, SinkWriter, SubtaskContext};
+use crate::error::FunctionResult;
 
 const COMMITTABLES: &str = "committables";
 
@@ -21,8 +25,14 @@ pub(crate) struct SinkNode<T> {
     sink: Arc<dyn Sink<T>>,
     writer: Option<Box<dyn SinkWriter<T>>>,
     pending: Batch<T>,
+    /// While the writer writes: the records of the batch.
+    writing: Option<std::ops::Range<usize>>,
     lists: OperatorStateStore,
     committables: Option<OperatorList<Committable>>,
+    /// Snapshots that hold the committables which are left, plain savepoints too; none while there is none.
+    taken: BTreeSet<CheckpointId>,
+    /// Once open.
+    context: Option<SubtaskContext>,
     watermark: Option<Timestamp>,
     is_dirty: bool,
     is_finished: bool,
@@ -35,8 +45,11 @@ impl<T: Record> SinkNode<T> {
             sink,
             writer: None,
             pending: Batch::default(),
+            writing: None,
             lists: OperatorStateStore::default(),
             committables: None,
+            taken: BTreeSet::new(),
+            context: None,
             watermark: None,
             is_dirty: false,
             is_finished: false,
@@ -87,7 +100,8 @@ impl<T: Record> Lifecycle for SinkNode<T> {
             .lists
             .register::<Committable>(COMMITTABLES, Redistribution::Split)?;
         self.committables = Some(list);
-        let mut writer = self.sink.writer(&cx.task.subtask_context(self.index))?;
+        let context = cx.task.subtask_context(self.index);
+        let mut writer = self.sink.writer(&context)?;
         // Order as promised to writers: they learn what is committed before they are asked to commit their share.
         writer.recover(&everyones)?;
         // What the checkpoint holds is committed, whoever prepared it: its completion was decided before the failure.
@@ -95,6 +109,7 @@ impl<T: Record> Lifecycle for SinkNode<T> {
             writer.commit(&committable)?;
         }
         self.writer = Some(writer);
+        self.context = Some(context);
         Ok(())
     }
 
@@ -103,7 +118,14 @@ impl<T: Record> Lifecycle for SinkNode<T> {
             cx.place.operator = Some(self.index);
             *cx.records_out += self.pending.len() as u64;
             let mut batch = std::mem::take(&mut self.pending);
-            self.writer()?.write(&mut batch)?;
+            self.writing = Some(0..batch.len());
+            if let Err(error) = self.writer()?.write(&mut batch) {
+                if let Some(index) = error.record() {
+                    self.writing = Some(index..index + 1);
+                }
+                return Err(error.into());
+            }
+            self.writing = None;
             self.is_dirty = true;
         }
         Ok(Flow::Drained)
@@ -144,15 +166,27 @@ impl<T: Record> Lifecycle for SinkNode<T> {
         self.writer()?.flush()?;
         self.is_dirty = false;
         let checkpoint = barrier.checkpoint;
-        if let Some(bytes) = self.writer()?.prepare_commit(checkpoint)?
-            && let Some(list) = self.committables
-        {
-            cx.faults.hit(FaultSite::AfterPreCommit)?;
-            let committable = Committable { checkpoint, bytes };
-            if cx.faults.is_sabotaged(Sabotage::CommitWithoutPermit) {
-                self.writer()?.commit(&committable)?;
+        let prepared = match barrier.kind {
+            SnapshotKind::Savepoint => self.writer()?.prepare_savepoint(checkpoint)?,
+            SnapshotKind::Checkpoint | SnapshotKind::Final | SnapshotKind::StopWithSavepoint => {
+                self.writer()?.prepare_commit(checkpoint)?
             }
-            self.lists.get_mut(list).push(committable);
+        };
+        if let Some(list) = self.committables {
+            let prepared = prepared.map(|bytes| Committable { checkpoint, bytes });
+            if let Some(committable) = &prepared {
+                cx.faults.hit(FaultSite::AfterPreCommit)?;
+                if cx.faults.is_sabotaged(Sabotage::CommitWithoutPermit) {
+                    self.writer()?.commit(committable)?;
+                }
+            }
+            let list = self.lists.get_mut(list);
+            list.extend(prepared);
+            if list.is_empty() {
+                self.taken.clear();
+            } else {
+                self.taken.insert(checkpoint);
+            }
         }
         captures.push(OperatorCapture {
             operator: self.index,
@@ -200,11 +234,71 @@ impl<T: Record> Lifecycle for SinkNode<T> {
         }
     }
 
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>) {
+        if let (Some(context), Some(list)) = (self.context.take(), self.committables)
+            && self.sink.is_transactional()
+        {
+            leftovers.push(Box::new(Uncommitted {
+                sink: self.sink.clone(),
+                context,
+                committables: std::mem::take(self.lists.get_mut(list)),
+                taken: std::mem::take(&mut self.taken),
+            }));
+        }
+    }
+
+    fn locate(&self) -> Option<Located> {
+        self.writing.clone().map(Located::Records)
+    }
+
     fn bytes_out(&self) -> u64 {
         0
     }
 
     fn watermark(&self) -> Option<Timestamp> {
         self.watermark
+    }
+}
+
+/// A sink's part of what an ended attempt left.
+struct Uncommitted<T> {
+    sink: Arc<dyn Sink<T>>,
+    context: SubtaskContext,
+    committables: Vec<Committable>,
+    /// Snapshots that the attempt took part in.
+    taken: BTreeSet<CheckpointId>,
+}
+
+impl<T: Record> Leftover for Uncommitted<T> {
+    fn attempt(&self) -> ExecutionAttemptId {
+        self.context.attempt
+    }
+
+    fn settle(self: Box<Self>, completed: Option<CheckpointId>) -> FunctionResult {
+        let Self {
+            sink,
+            mut context,
+            committables,
+            taken,
+        } = *self;
+        // An attempt that has no part in the last checkpoint has none in any that still counts: what it prepared was committed by the
+        // attempt that was restored after it, or is void.
+        let completed = completed.filter(|completed| taken.contains(completed));
+        let (due, void): (Vec<_>, Vec<_>) = committables
+            .into_iter()
+            .partition(|c| completed.is_some_and(|completed| c.checkpoint <= completed));
+        tracing::info!(
+            attempt = %context.attempt, uid = context.uid, ?completed,
+            committed = due.len(), dropped = void.len(), "settles the output of an ended task"
+        );
+        // As its successor would, so that the writer takes for left over what this attempt and those before it made, and nothing that a
+        // later attempt elsewhere did.
+        context.attempt.attempt = Attempt(context.attempt.attempt.0.saturating_add(1));
+        let mut writer = sink.writer(&context)?;
+        writer.recover(&due)?;
+        for committable in &due {
+            writer.commit(committable)?;
+        }
+        writer.close()
     }
 }

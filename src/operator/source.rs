@@ -1,14 +1,17 @@
 //! A source at the head of a task.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use perennial_actors::clock::Instant;
 use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind};
 
 use super::{
-    BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Lifecycle, OperatorCapture, OperatorError,
-    OperatorStateStore, Output, Redistribution, Signal, StartContext, TaskContext,
+    BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Leftover, Lifecycle, Located, OperatorCapture,
+    OperatorError, OperatorStateStore, Output, Redistribution, Signal, StartContext, TaskContext,
+    after, of_signal, span,
 };
 use crate::batch::{Batch, MAX_WATERMARK, Record, Timestamp};
 use crate::connector::{Source, SourceReader, SourceSplit, SourceStatus};
@@ -29,11 +32,24 @@ enum Stage {
     Ended,
 }
 
+/// What is being done; after a failure, what failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    None,
+    Polling,
+    HandingOn,
+}
+
 /// Reads its splits into the chain and answers triggers with barriers.
 pub(crate) struct SourceHead<T> {
     index: usize,
     source: Arc<dyn Source<Item = T>>,
     reader: Option<Box<dyn SourceReader<T>>>,
+    /// Where the reader appends, so that a panic of it leaves what it had appended.
+    batch: Batch<T>,
+    /// Records of the last batch that was not empty.
+    given: usize,
+    activity: Activity,
     output: Output<T>,
     stage: Stage,
     /// Triggers that were not answered yet, in order.
@@ -49,6 +65,9 @@ impl<T: Record> SourceHead<T> {
             index,
             source,
             reader: None,
+            batch: Batch::default(),
+            given: 0,
+            activity: Activity::None,
             output,
             stage: Stage::Reading,
             announced: VecDeque::new(),
@@ -57,13 +76,29 @@ impl<T: Record> SourceHead<T> {
         }
     }
 
-    fn reader(&mut self) -> Result<&mut Box<dyn SourceReader<T>>, OperatorError> {
-        self.reader.as_mut().ok_or_else(|| {
-            OperatorError(FailureKind::Internal {
-                message: "a source was used before it was opened".into(),
-            })
-        })
+    fn record(&self, index: usize) -> Option<(String, u64)> {
+        self.reader.as_ref()?.position(index)
     }
+
+    fn records(&self, at: Range<usize>) -> Option<String> {
+        let first = self.record(at.start)?;
+        let last = match at.len() {
+            0 | 1 => first.clone(),
+            _ => self.record(at.end - 1)?,
+        };
+        Some(span(&first, &last))
+    }
+
+    fn record_before(&self, index: usize) -> Option<String> {
+        let last = index.checked_sub(1)?;
+        self.records(last..index)
+    }
+}
+
+fn unopened() -> OperatorError {
+    OperatorError(FailureKind::Internal {
+        message: "a source was used before it was opened".into(),
+    })
 }
 
 impl<T: Record> Head for SourceHead<T> {
@@ -76,7 +111,10 @@ impl<T: Record> Head for SourceHead<T> {
             if barrier.kind == SnapshotKind::StopWithSavepoint {
                 self.halted_by = Some(barrier.checkpoint);
             }
-            return Ok(HeadPoll::Barrier(barrier));
+            return Ok(HeadPoll::Barrier {
+                barrier,
+                alignment: Duration::ZERO,
+            });
         }
         if self.halted_by.is_some() {
             return Ok(HeadPoll::Nothing { until: None });
@@ -88,13 +126,20 @@ impl<T: Record> Head for SourceHead<T> {
             }
             Stage::Reading => {
                 cx.place.operator = Some(self.index);
-                let mut batch = Batch::with_capacity(BATCH_RECORDS_MAX);
                 let now = cx.now;
-                let status = self.reader()?.poll(&mut batch, BATCH_RECORDS_MAX, now)?;
-                let is_empty = batch.is_empty();
-                if !is_empty {
-                    self.output.push(batch);
+                let reader = self.reader.as_mut().ok_or_else(unopened)?;
+                if self.batch.values.capacity() < BATCH_RECORDS_MAX {
+                    self.batch = Batch::with_capacity(BATCH_RECORDS_MAX);
                 }
+                self.activity = Activity::Polling;
+                let status = reader.poll(&mut self.batch, BATCH_RECORDS_MAX, now)?;
+                let is_empty = self.batch.is_empty();
+                if !is_empty {
+                    self.given = self.batch.len();
+                    self.activity = Activity::HandingOn;
+                    self.output.push(std::mem::take(&mut self.batch));
+                }
+                self.activity = Activity::None;
                 Ok(match status {
                     SourceStatus::Finished => {
                         self.stage = Stage::SendMaxWatermark;
@@ -146,8 +191,19 @@ impl<T: Record> Head for SourceHead<T> {
     fn start(&mut self) {}
 
     fn position(&self) -> Option<String> {
-        let (split, position) = self.reader.as_ref()?.position()?;
-        Some(format!("{split}@{position}"))
+        match (self.activity, self.output.locate()) {
+            (Activity::Polling, _) => self.records(self.batch.len()..self.batch.len() + 1),
+            (_, Some(Located::Records(at))) => self.records(at),
+            (_, Some(Located::After { records, signal })) => {
+                after(signal.map(of_signal), self.record_before(records))
+            }
+            (Activity::HandingOn, None) => self.records(0..self.given),
+            (Activity::None, None) => after(None, self.reached()),
+        }
+    }
+
+    fn reached(&self) -> Option<String> {
+        self.record_before(self.given)
     }
 
     fn bytes_in(&self) -> u64 {
@@ -206,7 +262,7 @@ impl<T: Record> Lifecycle for SourceHead<T> {
         cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
         cx.place.operator = Some(self.index);
-        let splits = self.reader()?.snapshot();
+        let splits = self.reader.as_ref().ok_or_else(unopened)?.snapshot();
         let positions = splits.iter().map(|s| (s.id.clone(), s.position)).collect();
         let mut store = OperatorStateStore::default();
         let list = store.register::<SourceSplit>(SPLITS, Redistribution::Split)?;
@@ -234,6 +290,14 @@ impl<T: Record> Lifecycle for SourceHead<T> {
         cx.place.operator = Some(self.index);
         self.reader = None;
         self.output.close(cx)
+    }
+
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>) {
+        self.output.leftovers(leftovers);
+    }
+
+    fn locate(&self) -> Option<Located> {
+        self.output.locate()
     }
 
     fn bytes_out(&self) -> u64 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use perennial_actors::clock::Instant;
 
-use super::node::{Emitted, Operator, Pending, SignalResult};
+use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{OperatorError, OperatorStateStore, Signal, StartContext, TaskContext};
 use crate::batch::{MAX_WATERMARK, Record, StreamStatus, Timestamp};
 
@@ -83,7 +83,8 @@ pub(crate) struct WatermarkOperator<T> {
     strategy: WatermarkStrategy<T>,
     latest: Option<Timestamp>,
     emitted: Option<Timestamp>,
-    last_record: Option<Instant>,
+    /// When it came, and for how long the task had been held up by then: that time says nothing about the stream.
+    last_record: Option<(Instant, Duration)>,
     is_idle: bool,
 }
 
@@ -115,7 +116,7 @@ impl<T: Record> Operator for WatermarkOperator<T> {
         self.latest = restored
             .zip(self.strategy.bound)
             .map(|(w, bound)| w.saturating_add(bound).saturating_add(1));
-        self.last_record = Some(cx.now);
+        self.last_record = Some((cx.now, Duration::ZERO));
         Ok(())
     }
 
@@ -125,7 +126,7 @@ impl<T: Record> Operator for WatermarkOperator<T> {
         out: &mut Emitted<T>,
         cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        self.last_record = Some(cx.now);
+        self.last_record = Some((cx.now, cx.held_up));
         if self.is_idle {
             self.is_idle = false;
             out.signals.push_back(Signal::Status(StreamStatus::Active));
@@ -172,7 +173,7 @@ impl<T: Record> Operator for WatermarkOperator<T> {
                 SignalResult::Forward(signal)
             }
             Signal::Watermark(_) => SignalResult::Swallow,
-            Signal::ProcessingTime(_) => match self.idle_at() {
+            Signal::ProcessingTime(_) => match self.idle_at(cx) {
                 Some(at) if at <= cx.now && !self.is_idle => {
                     self.is_idle = true;
                     SignalResult::Forward(Signal::Status(StreamStatus::Idle))
@@ -183,12 +184,20 @@ impl<T: Record> Operator for WatermarkOperator<T> {
         })
     }
 
-    fn next_wakeup(&self, _cx: &TaskContext<'_>) -> Option<Instant> {
-        if self.is_idle { None } else { self.idle_at() }
+    fn is_at_most_one(&self) -> bool {
+        true
+    }
+
+    fn restored_watermark(&self) -> Option<Timestamp> {
+        self.emitted
+    }
+
+    fn next_wakeup(&self, cx: &TaskContext<'_>) -> Option<Instant> {
+        if self.is_idle { None } else { self.idle_at(cx) }
     }
 
     fn is_timer_due(&self, cx: &TaskContext<'_>, _wall_ms: Timestamp) -> bool {
-        !self.is_idle && self.idle_at().is_some_and(|at| at <= cx.now)
+        !self.is_idle && self.idle_at(cx).is_some_and(|at| at <= cx.now)
     }
 
     fn watermark(&self) -> Option<Timestamp> {
@@ -197,7 +206,10 @@ impl<T: Record> Operator for WatermarkOperator<T> {
 }
 
 impl<T> WatermarkOperator<T> {
-    fn idle_at(&self) -> Option<Instant> {
-        self.last_record?.checked_add(self.strategy.idleness?)
+    fn idle_at(&self, cx: &TaskContext<'_>) -> Option<Instant> {
+        let (at, held_up) = self.last_record?;
+        let held_up = cx.held_up.saturating_sub(held_up);
+        at.checked_add(self.strategy.idleness?)?
+            .checked_add(held_up)
     }
 }

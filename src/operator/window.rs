@@ -8,7 +8,7 @@ use perennial_actors::model::FailureKind;
 use serde::{Deserialize, Serialize};
 
 use super::keyed_process::{backend_of, open_backend};
-use super::node::{Emitted, Operator, Pending, SignalResult};
+use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{
     OperatorError, OperatorStateStore, OutputTag, Signal, StartContext, TIMERS_OF_ONE_CALL_MAX,
     TaskContext,
@@ -179,7 +179,7 @@ where
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let state = self.state.as_ref().expect("registered in open");
         let timers = self.timers.as_ref().expect("registered in open");
-        while !out.is_full() {
+        while !out.is_any_full() {
             let Some((value, timestamp)) = input.next() else {
                 break;
             };
@@ -294,7 +294,7 @@ where
                     Some(window.max_timestamp()),
                 );
             }
-            if out.is_full() {
+            if out.is_any_full() {
                 break;
             }
         }

@@ -1,9 +1,10 @@
 //! Writing what a table held at a barrier, in slices, while it changes (rules 3 and 4).
 //!
-//! One key group of one table at a time: first the entries that have not changed since the barrier (by scanning the slots, or
+//! One key group of one table at a time: first the entries that have not changed since the barrier (by scanning the table, or
 //! along the log of the base's intervals when little changed), then the oldest pre-images of those that have. Invariant: each
 //! entry is written once, with its value as of the barrier: an entry that changes after it was written leaves a pre-image in the
-//! log, and the `written` bits tell that it is done. Nothing here decides which captures run: see `memory`.
+//! log, and the `written` bits tell that it is done. When the table has moved its entries, the bits are void and the group begins
+//! again. Nothing here decides which captures run: see `memory`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,8 +18,11 @@ use super::table::{EntryKey, Index, LoggedTable};
 
 /// Steps between looks at the clock. Tests take small ones, so that changes come between.
 pub(super) const STEPS_PER_LOOK: u32 = if cfg!(test) { 3 } else { 64 };
-/// The log leads when it names at most one in so many slots. Small in tests, whose tables are small.
+/// The log leads when it names at most one in so many places. Small in tests, whose tables are small.
 const SCAN_COST_RATIO: usize = if cfg!(test) { 2 } else { 16 };
+
+/// Places that are looked at together. At most 64; few in tests, as above.
+const BLOCK: u32 = if cfg!(test) { 3 } else { 64 };
 
 /// What is left of a slice.
 pub(super) struct Budget {
@@ -38,9 +42,11 @@ impl Budget {
     #[inline]
     pub(super) fn spend(&mut self) -> bool {
         self.steps -= 1;
-        if self.steps > 0 {
-            return false;
-        }
+        self.steps == 0 && self.look()
+    }
+
+    /// Looks at the clock; true when the slice is over.
+    pub(super) fn look(&mut self) -> bool {
         self.steps = STEPS_PER_LOOK;
         Instant::now() >= self.deadline
     }
@@ -72,7 +78,9 @@ pub(super) struct ShardCursor {
     /// The state's number.
     pub(super) state: u16,
     phase: Phase,
-    /// One bit per slot.
+    /// The group's moves when it began.
+    moves: u64,
+    /// One bit per place.
     written: Vec<u64>,
     /// Where the group's bytes began, to start over.
     start: usize,
@@ -82,8 +90,8 @@ pub(super) struct ShardCursor {
 #[derive(Clone, Copy)]
 enum Phase {
     Start,
-    /// Next slot.
-    Slots(usize),
+    /// Next place.
+    Places(u32),
     /// Next record of the base's intervals.
     Changes(u64, usize),
     /// Next record since the barrier.
@@ -95,35 +103,36 @@ impl ShardCursor {
         Self {
             state: 0,
             phase: Phase::Start,
+            moves: 0,
             written: Vec::new(),
             start: 0,
             is_section_open: false,
         }
     }
 
-    /// The log before the barrier went away: begins this group of this table again.
+    /// The log before the barrier went away, or the entries have moved: begins this group of this table again.
     pub(super) fn restart(&mut self, out: &mut Vec<u8>) {
         match self.phase {
             Phase::Start => {}
-            Phase::Slots(_) | Phase::Changes(..) | Phase::Log(..) => {
+            Phase::Places(_) | Phase::Changes(..) | Phase::Log(..) => {
                 out.truncate(self.start);
                 self.phase = Phase::Start;
             }
         }
     }
 
-    fn mark(&mut self, slot: u32) {
-        let word = slot as usize / 64;
+    fn mark(&mut self, place: u32) {
+        let word = place as usize / 64;
         if self.written.len() <= word {
             self.written.resize(word + 1, 0);
         }
-        self.written[word] |= 1 << (slot % 64);
+        self.written[word] |= 1 << (place % 64);
     }
 
-    fn is_written(&self, slot: u32) -> bool {
+    fn is_written(&self, place: u32) -> bool {
         self.written
-            .get(slot as usize / 64)
-            .is_some_and(|w| w >> (slot % 64) & 1 == 1)
+            .get(place as usize / 64)
+            .is_some_and(|w| w >> (place % 64) & 1 == 1)
     }
 
     /// Begins an entry, and its section when it is the first.
@@ -147,16 +156,20 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         out: &mut Vec<u8>,
         budget: &mut Budget,
     ) -> Result<bool, String> {
+        if cursor.moves != self.shards[at].moves {
+            cursor.restart(out);
+        }
         loop {
             match cursor.phase {
                 Phase::Start => {
+                    cursor.moves = self.shards[at].moves;
                     cursor.start = out.len();
                     cursor.written.clear();
                     cursor.is_section_open = false;
                     cursor.phase = self.choose(at, extent, intervals);
                 }
-                Phase::Slots(next) => {
-                    if !self.capture_slots(at, next, extent, cursor, out, budget)? {
+                Phase::Places(next) => {
+                    if !self.capture_places(at, next, extent, cursor, out, budget)? {
                         return Ok(false);
                     }
                 }
@@ -187,37 +200,48 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             && intervals.is_logged_since(base)
         {
             let records: usize = shard
-                .segments
-                .iter()
+                .log
+                .segments()
                 .filter(|s| (base..extent.barrier).contains(&s.interval))
                 .map(|s| s.records.len())
                 .sum();
-            if records * SCAN_COST_RATIO <= shard.slots.len() {
+            if records * SCAN_COST_RATIO <= shard.places() {
                 return Phase::Changes(base, 0);
             }
         }
-        Phase::Slots(0)
+        Phase::Places(0)
     }
 
-    fn capture_slots(
+    fn capture_places(
         &self,
         at: usize,
-        next: usize,
+        next: u32,
         extent: Extent,
         cursor: &mut ShardCursor,
         out: &mut Vec<u8>,
         budget: &mut Budget,
     ) -> Result<bool, String> {
-        let slots = &self.shards[at].slots;
-        for (slot, entry) in slots.iter().enumerate().skip(next) {
-            if let Some(entry) = entry
-                && extent.covers(entry.since, entry.cell.is_some())
-            {
-                put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
-                cursor.mark(slot as u32);
+        let shard = &self.shards[at];
+        let places = shard.places() as u32;
+        for from in (next..places).step_by(BLOCK as usize) {
+            let to = (from + BLOCK).min(places);
+            // Two passes: whether a place is taken is as good as random, and a branch for each would often be guessed wrong.
+            let mut taken = 0_u64;
+            for place in from..to {
+                taken |= u64::from(shard.at(place).is_some()) << (place - from);
             }
-            if budget.spend() {
-                cursor.phase = Phase::Slots(slot + 1);
+            while taken != 0 {
+                let place = from + taken.trailing_zeros();
+                taken &= taken - 1;
+                if let Some(entry) = shard.at(place)
+                    && extent.covers(entry.since, entry.cell.is_some())
+                {
+                    put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
+                    cursor.mark(place);
+                }
+            }
+            if budget.look() {
+                cursor.phase = Phase::Places(to);
                 return Ok(false);
             }
         }
@@ -236,7 +260,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         budget: &mut Budget,
     ) -> Result<bool, String> {
         let shard = &self.shards[at];
-        for segment in &shard.segments {
+        for segment in shard.log.segments() {
             if segment.interval < interval || segment.interval >= extent.barrier {
                 continue;
             }
@@ -246,11 +270,11 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                 0
             };
             for (i, record) in segment.records.iter().enumerate().skip(first) {
-                if let Some(entry) = &shard.slots[record.slot as usize]
+                if let Some(entry) = shard.at(record.place)
                     && entry.since == segment.interval
                 {
                     put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
-                    cursor.mark(record.slot);
+                    cursor.mark(record.place);
                 }
                 if budget.spend() {
                     cursor.phase = Phase::Changes(segment.interval, i + 1);
@@ -278,7 +302,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         } else {
             BTreeMap::new()
         };
-        for segment in shard.segments.iter().filter(|s| s.interval >= interval) {
+        for segment in shard.log.segments().filter(|s| s.interval >= interval) {
             let first = if segment.interval == interval {
                 next
             } else {
@@ -286,14 +310,14 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             };
             for (i, record) in segment.records.iter().enumerate().skip(first) {
                 if extent.covers(record.old_since, record.old.is_some())
-                    && !cursor.is_written(record.slot)
-                    && let Some(entry) = &shard.slots[record.slot as usize]
+                    && !cursor.is_written(record.place)
+                    && let Some(entry) = shard.at(record.place)
                 {
                     match &record.old {
                         Some(old) => {
                             cursor.open(LIVE, out);
                             entry.key.put(out)?;
-                            let later = later.get(&record.slot).copied();
+                            let later = later.get(&record.place).copied();
                             put_part(out, |out| {
                                 C::encode_old(old, later, entry.cell.as_ref(), out)
                             })?;
@@ -311,10 +335,10 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         Ok(true)
     }
 
-    /// For each slot the first pre-image in intervals after `barrier`'s that holds content. (A slot has one record per interval.)
+    /// For each place the first pre-image in intervals after `barrier`'s that holds content. (A place has one record per interval.)
     fn first_contents(&self, at: usize, barrier: u64) -> BTreeMap<u32, &C::Old> {
         let mut contents = BTreeMap::new();
-        for segment in &self.shards[at].segments {
+        for segment in self.shards[at].log.segments() {
             if segment.interval <= barrier {
                 continue;
             }
@@ -322,7 +346,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                 if let Some(old) = &record.old
                     && C::has_content(old)
                 {
-                    contents.entry(record.slot).or_insert(old);
+                    contents.entry(record.place).or_insert(old);
                 }
             }
         }

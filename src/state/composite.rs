@@ -22,7 +22,22 @@ pub(super) struct Composite<K, N, M> {
     pub(super) extra: M,
 }
 
-/// The index hash of an entry.
+impl<K: Key, N: Namespace, M: MapKey> Composite<K, N, M> {
+    pub(super) fn of(key: &K, namespace: &N, extra: &M) -> Self {
+        Self {
+            key: key.clone(),
+            namespace: namespace.clone(),
+            extra: extra.clone(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_of(&self, key: &K, namespace: &N, extra: &M) -> bool {
+        self.key == *key && self.namespace == *namespace && self.extra == *extra
+    }
+}
+
+/// The table hash of an entry.
 #[inline]
 pub(super) fn table_hash<N: Serialize, M: Serialize>(
     key: KeyHash,
@@ -65,7 +80,7 @@ impl<K: Key, N: Namespace, M: MapKey> EntryKey for Composite<K, N, M> {
     }
 
     fn is(&self, other: &Self) -> bool {
-        self.key == other.key && self.namespace == other.namespace && self.extra == other.extra
+        self.is_of(&other.key, &other.namespace, &other.extra)
     }
 }
 

@@ -5,11 +5,9 @@ use std::marker::PhantomData;
 use super::cell::ListCell;
 use super::composite::Composite;
 use super::memory::StateId;
-use super::table::{LoggedTable, NoIndex};
+use super::table::NoIndex;
 use super::{KeyedAccess, KeyedBackend, Namespace, StateError, StateValue};
 use crate::key::Key;
-
-type Table<K, E, N> = LoggedTable<Composite<K, N, ()>, ListCell<E>, NoIndex>;
 
 /// A list per key (and namespace).
 pub struct ListState<E, N = ()> {
@@ -44,11 +42,7 @@ impl<E: StateValue, N: Namespace> ListState<E, N> {
         namespace: &N,
     ) -> Result<Vec<E>, StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, &())?;
-        let at = memory.access::<Table<A::Key, E, N>>(self.id)?;
-        let list = at.table.get(at.shard, hash, |entry| {
-            entry.key == *at.key && entry.namespace == *namespace
-        });
+        let list = memory.get::<N, (), ListCell<E>, NoIndex>(self.id, namespace, &())?;
         Ok(list.cloned().unwrap_or_default())
     }
 
@@ -74,22 +68,9 @@ impl<E: StateValue, N: Namespace> ListState<E, N> {
             return Ok(());
         }
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, &())?;
-        let at = memory.access::<Table<A::Key, E, N>>(self.id)?;
-        let result = at.table.modify(
-            at.shard,
-            at.intervals,
-            hash,
-            |entry| entry.key == *at.key && entry.namespace == *namespace,
-            || Composite {
-                key: at.key.clone(),
-                namespace: namespace.clone(),
-                extra: (),
-            },
-            |list| list.get_or_insert_default().extend(elements),
-        );
-        memory.check_limit();
-        result.map_err(StateError::Backend)
+        memory.modify::<N, (), ListCell<E>, NoIndex, ()>(self.id, namespace, &(), |list| {
+            list.get_or_insert_default().extend(elements);
+        })
     }
 
     /// Replaces the list in a namespace.
@@ -100,22 +81,8 @@ impl<E: StateValue, N: Namespace> ListState<E, N> {
         elements: Vec<E>,
     ) -> Result<(), StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, &())?;
-        let at = memory.access::<Table<A::Key, E, N>>(self.id)?;
-        let result = at.table.put(
-            at.shard,
-            at.intervals,
-            hash,
-            |entry| entry.key == *at.key && entry.namespace == *namespace,
-            || Composite {
-                key: at.key.clone(),
-                namespace: namespace.clone(),
-                extra: (),
-            },
-            Some(elements).filter(|e| !e.is_empty()),
-        );
-        memory.check_limit();
-        result.map_err(StateError::Backend)
+        let list = Some(elements).filter(|e| !e.is_empty());
+        memory.put::<N, (), ListCell<E>, NoIndex>(self.id, namespace, &(), list)
     }
 
     /// Deletes the list in a namespace.

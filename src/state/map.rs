@@ -4,13 +4,12 @@ use std::marker::PhantomData;
 
 use super::cell::ValueCell;
 use super::composite::{Composite, MapIndex, MapKey};
-use super::memory::StateId;
-use super::table::LoggedTable;
+use super::memory::{StateId, TableOf};
 use super::{KeyedAccess, KeyedBackend, Namespace, StateError, StateValue};
 use crate::key::Key;
 
 type Index<K, M, N> = MapIndex<K, N, M>;
-type Table<K, M, V, N> = LoggedTable<Composite<K, N, M>, ValueCell<V>, Index<K, M, N>>;
+type Table<K, M, V, N> = TableOf<K, N, M, ValueCell<V>, Index<K, M, N>>;
 
 type Types<M, V, N> = PhantomData<fn() -> (M, V, N)>;
 
@@ -49,11 +48,8 @@ impl<M: MapKey, V: StateValue, N: Namespace> MapState<M, V, N> {
         map_key: &M,
     ) -> Result<Option<V>, StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, map_key)?;
-        let at = memory.access::<Table<A::Key, M, V, N>>(self.id)?;
-        let value = at.table.get(at.shard, hash, |entry| {
-            entry.key == *at.key && entry.namespace == *namespace && entry.extra == *map_key
-        });
+        let value =
+            memory.get::<N, M, ValueCell<V>, Index<A::Key, M, N>>(self.id, namespace, map_key)?;
         Ok(value.cloned())
     }
 
@@ -66,24 +62,9 @@ impl<M: MapKey, V: StateValue, N: Namespace> MapState<M, V, N> {
         change: impl FnOnce(&mut Option<V>) -> R,
     ) -> Result<R, StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, map_key)?;
-        let at = memory.access::<Table<A::Key, M, V, N>>(self.id)?;
-        let result = at.table.modify(
-            at.shard,
-            at.intervals,
-            hash,
-            |entry| {
-                entry.key == *at.key && entry.namespace == *namespace && entry.extra == *map_key
-            },
-            || Composite {
-                key: at.key.clone(),
-                namespace: namespace.clone(),
-                extra: map_key.clone(),
-            },
-            change,
-        );
-        memory.check_limit();
-        result.map_err(StateError::Backend)
+        memory.modify::<N, M, ValueCell<V>, Index<A::Key, M, N>, R>(
+            self.id, namespace, map_key, change,
+        )
     }
 
     fn put<A: KeyedAccess>(
@@ -94,24 +75,7 @@ impl<M: MapKey, V: StateValue, N: Namespace> MapState<M, V, N> {
         value: Option<V>,
     ) -> Result<(), StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, map_key)?;
-        let at = memory.access::<Table<A::Key, M, V, N>>(self.id)?;
-        let result = at.table.put(
-            at.shard,
-            at.intervals,
-            hash,
-            |entry| {
-                entry.key == *at.key && entry.namespace == *namespace && entry.extra == *map_key
-            },
-            || Composite {
-                key: at.key.clone(),
-                namespace: namespace.clone(),
-                extra: map_key.clone(),
-            },
-            value,
-        );
-        memory.check_limit();
-        result.map_err(StateError::Backend)
+        memory.put::<N, M, ValueCell<V>, Index<A::Key, M, N>>(self.id, namespace, map_key, value)
     }
 
     /// Sets the value of a map key in a namespace.
@@ -143,11 +107,8 @@ impl<M: MapKey, V: StateValue, N: Namespace> MapState<M, V, N> {
         map_key: &M,
     ) -> Result<bool, StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, map_key)?;
-        let at = memory.access::<Table<A::Key, M, V, N>>(self.id)?;
-        let value = at.table.get(at.shard, hash, |entry| {
-            entry.key == *at.key && entry.namespace == *namespace && entry.extra == *map_key
-        });
+        let value =
+            memory.get::<N, M, ValueCell<V>, Index<A::Key, M, N>>(self.id, namespace, map_key)?;
         Ok(value.is_some())
     }
 

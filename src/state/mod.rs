@@ -14,6 +14,7 @@ mod hash;
 mod intervals;
 mod list;
 mod loading;
+mod log;
 mod map;
 mod memory;
 mod table;

@@ -1,9 +1,10 @@
-//! One state's entries: a slab of entries per key group, an index over it, and the pre-image log (design.md section 5).
+//! One state's entries: a hash table per key group that holds the entries themselves, so that an access costs one cache miss, and
+//! their pre-image log (design.md section 5).
 //!
-//! Entries live in slots that do not move, and the log names slots: it needs no copy of a key, an undo needs no look-up, and a
-//! capture scans slots in order, whatever the index does. Invariant: a slot that a retained log record names is never given to
-//! another entry. (It is freed when its tombstone is older than every retained segment.) It does not know which interval it is or
-//! what is needed of the past: see [`Intervals`].
+//! The log and captures name entries by their place in the table: they need no copy of a key, and undo no look-up. Entries move
+//! only when their table grows ([`Shard::grow`]): then the names in the log are changed along, and captures of the group begin
+//! again. Invariant: a place that a retained log record names is never given to another entry. (It is freed when its tombstone is
+//! older than every retained segment.) It does not know which interval it is or what is needed of the past: see [`Intervals`].
 
 use std::collections::VecDeque;
 
@@ -12,13 +13,14 @@ use hashbrown::HashTable;
 use super::cell::Cell;
 use super::encoding::{DecodeError, EntryRef};
 use super::intervals::Intervals;
+use super::log::Log;
 use crate::batch::Timestamp;
 use crate::key::KeyHash;
 
 /// `since` of an entry that was never there: above every interval, so that no capture takes it for older than its barrier.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// Deletions listed beyond twice the number of slots before the list is compacted.
+/// Deletions listed beyond twice the number of places before the list is compacted.
 const TOMBSTONES_SLACK: usize = 64;
 
 /// What identifies an entry within its state.
@@ -31,7 +33,7 @@ pub(super) trait EntryKey: Send + Sized + 'static {
     fn take(entry: &EntryRef<'_>) -> Result<Self, DecodeError>;
     /// Of the key alone.
     fn key_hash(&self) -> KeyHash;
-    /// Of all three parts, for the index.
+    /// Of all three parts, for the table.
     fn table_hash(&self) -> Result<u64, String>;
     /// Equality.
     fn is(&self, other: &Self) -> bool;
@@ -60,8 +62,10 @@ impl<Q> Index<Q> for NoIndex {
     fn remove(&mut self, _shard: usize, _key: &Q) {}
 }
 
+/// Aligned, so that an entry of small parts lies in one cache line, and one of larger parts in as few as it can. The hash is not
+/// kept for the same reason.
+#[repr(align(32))]
 pub(super) struct Entry<Q, C: Cell> {
-    pub(super) hash: u64,
     /// The interval of the last change.
     pub(super) since: u64,
     pub(super) key: Q,
@@ -70,28 +74,13 @@ pub(super) struct Entry<Q, C: Cell> {
     mark: C::Mark,
 }
 
-pub(super) struct PreImage<C: Cell> {
-    pub(super) slot: u32,
-    pub(super) old_since: u64,
-    /// `None`: was absent.
-    pub(super) old: Option<C::Old>,
-}
-
-/// The log of one interval.
-pub(super) struct Segment<C: Cell> {
-    pub(super) interval: u64,
-    pub(super) records: Vec<PreImage<C>>,
-    bytes: u64,
-}
-
 /// One key group.
 pub(super) struct Shard<Q, C: Cell> {
-    pub(super) slots: Vec<Option<Entry<Q, C>>>,
-    index: HashTable<u32>,
-    free: Vec<u32>,
-    /// Ascending by interval.
-    pub(super) segments: VecDeque<Segment<C>>,
-    /// (interval, slot) of deletions, ascending by interval. One whose slot has changed since says nothing.
+    entries: HashTable<Entry<Q, C>>,
+    /// How often entries have moved.
+    pub(super) moves: u64,
+    pub(super) log: Log<C>,
+    /// (interval, place) of deletions, ascending by interval. One whose entry has changed since says nothing.
     tombstones: VecDeque<(u64, u32)>,
 }
 
@@ -105,118 +94,94 @@ pub(super) struct LoggedTable<Q, C: Cell, I> {
 impl<Q: EntryKey, C: Cell> Shard<Q, C> {
     fn new() -> Self {
         Self {
-            slots: Vec::new(),
-            index: HashTable::new(),
-            free: Vec::new(),
-            segments: VecDeque::new(),
+            entries: HashTable::new(),
+            moves: 0,
+            log: Log::new(),
             tombstones: VecDeque::new(),
         }
     }
 
+    /// All places, taken or not, are below.
+    pub(super) fn places(&self) -> usize {
+        self.entries.num_buckets()
+    }
+
+    /// The entry at a place.
     #[inline]
-    fn find(&self, hash: u64, is: impl Fn(&Q) -> bool) -> Option<u32> {
-        self.index
-            .find(hash, |&slot| {
-                self.slots[slot as usize]
-                    .as_ref()
-                    .is_some_and(|e| e.hash == hash && is(&e.key))
-            })
-            .copied()
+    pub(super) fn at(&self, place: u32) -> Option<&Entry<Q, C>> {
+        self.entries.get_bucket(place as usize)
     }
 
-    /// Rule 2: appends a pre-image. The caller has seen that it is the entry's first change in this interval.
-    fn log(
-        &mut self,
-        intervals: &mut Intervals,
-        slot: u32,
-        old_since: u64,
-        old: Option<C::Old>,
-    ) -> usize {
-        let bytes = (size_of::<PreImage<C>>() + old.as_ref().map_or(0, C::old_heap_bytes)) as u64;
-        intervals.log_bytes += bytes;
-        if self.segments.back().map(|s| s.interval) != Some(intervals.current) {
-            self.segments.push_back(Segment {
-                interval: intervals.current,
-                records: Vec::new(),
-                bytes: 0,
-            });
+    #[inline]
+    fn find(&self, hash: u64, is: impl Fn(&Q) -> bool) -> Option<&Entry<Q, C>> {
+        self.entries.find(hash, |e| is(&e.key))
+    }
+
+    /// Puts an entry that is not there; its place.
+    fn add(&mut self, hash: u64, entry: Entry<Q, C>) -> Result<u32, String> {
+        // Order matters: with room for one more, the table does not move its entries by itself.
+        if self.entries.len() == self.entries.capacity() {
+            self.grow()?;
         }
-        let Some(segment) = self.segments.back_mut() else {
-            return 0;
-        };
-        segment.bytes += bytes;
-        segment.records.push(PreImage {
-            slot,
-            old_since,
-            old,
-        });
-        segment.records.len() - 1
+        Ok(put_new(&mut self.entries, hash, entry))
     }
 
-    /// The content goes after it was changed in place in this interval: its pre-image may depend on it.
-    fn complete(&mut self, intervals: &mut Intervals, slot: u32, mark: C::Mark, cell: C::Content) {
-        let Some(position) = C::marked(mark) else {
-            return;
-        };
-        let Some(segment) = self
-            .segments
-            .back_mut()
-            .filter(|s| s.interval == intervals.current)
-        else {
-            return;
-        };
-        let Some(record) = segment.records.get_mut(position).filter(|r| r.slot == slot) else {
-            return;
-        };
-        if let Some(old) = &mut record.old {
-            let before = C::old_heap_bytes(old);
-            C::complete_old(cell, old);
-            let more = (C::old_heap_bytes(old).saturating_sub(before)) as u64;
-            segment.bytes += more;
-            intervals.log_bytes += more;
+    /// Makes room: moves all entries to a new table and tells the log. Nothing has happened when it fails.
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self) -> Result<(), String> {
+        // Full, it comes to twice as many places; full of freed ones, to as many as there are now, or fewer.
+        let mut grown = HashTable::<Entry<Q, C>>::with_capacity((self.entries.len() + 1) * 3 / 2);
+        if u32::try_from(grown.num_buckets()).is_err() {
+            return Err("a key group cannot hold 2^31 entries of a state".to_owned());
         }
-    }
-
-    fn take_slot(&mut self) -> Result<u32, String> {
-        if let Some(slot) = self.free.pop() {
-            return Ok(slot);
+        let mut moves = Vec::with_capacity(self.entries.len());
+        for from in 0..self.entries.num_buckets() {
+            if let Some(entry) = self.entries.get_bucket(from) {
+                moves.push((from, entry.key.table_hash()?));
+            }
         }
-        let slot = u32::try_from(self.slots.len())
-            .map_err(|_| "a key group cannot hold more than 2^32 entries of a state".to_owned())?;
-        self.slots.push(None);
-        Ok(slot)
-    }
-
-    fn fill(&mut self, slot: u32, entry: Entry<Q, C>) {
-        let hash = entry.hash;
-        self.slots[slot as usize] = Some(entry);
-        let slots = &self.slots;
-        self.index.insert_unique(hash, slot, |&slot| {
-            slots[slot as usize].as_ref().map_or(0, |e| e.hash)
-        });
+        let mut places = vec![u32::MAX; self.entries.num_buckets()];
+        for (from, hash) in moves {
+            if let Ok(entry) = self.entries.get_bucket_entry(from) {
+                places[from] = put_new(&mut grown, hash, entry.remove().0);
+            }
+        }
+        self.entries = grown;
+        self.moves += 1;
+        self.log.moved(&places);
+        for (_, place) in &mut self.tombstones {
+            *place = places[*place as usize];
+        }
+        // A deletion whose entry is gone.
+        self.tombstones.retain(|(_, place)| *place != u32::MAX);
+        Ok(())
     }
 
     /// Bounds the list when the same entries come and go within one interval. What undo may bring back needs no place in it: undo
     /// frees a tombstone from before its target by itself, and leaves no later one.
     fn compact_tombstones(&mut self) {
-        let mut is_seen = vec![false; self.slots.len()];
-        let slots = &self.slots;
-        self.tombstones.retain(|(since, slot)| {
-            let is_dead = slots[*slot as usize]
-                .as_ref()
+        let mut is_seen = vec![false; self.entries.num_buckets()];
+        let entries = &self.entries;
+        self.tombstones.retain(|(since, place)| {
+            let is_dead = entries
+                .get_bucket(*place as usize)
                 .is_some_and(|e| e.cell.is_none() && e.since == *since);
-            is_dead && !std::mem::replace(&mut is_seen[*slot as usize], true)
+            is_dead && !std::mem::replace(&mut is_seen[*place as usize], true)
         });
     }
 
-    fn free(&mut self, slot: u32) {
-        if let Some(entry) = self.slots[slot as usize].take() {
-            if let Ok(found) = self.index.find_entry(entry.hash, |&s| s == slot) {
-                found.remove();
-            }
-            self.free.push(slot);
+    fn free(&mut self, place: u32) {
+        if let Ok(entry) = self.entries.get_bucket_entry(place as usize) {
+            entry.remove();
         }
     }
+}
+
+/// Puts an entry that is not there into a table that has room for it; its place.
+fn put_new<T>(entries: &mut HashTable<T>, hash: u64, entry: T) -> u32 {
+    let added = entries.insert_unique(hash, entry, |_| unreachable!("there is room"));
+    added.bucket_index() as u32
 }
 
 impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
@@ -236,18 +201,17 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         hash: u64,
         is: impl Fn(&Q) -> bool,
     ) -> Option<&C::Content> {
-        let shard = &self.shards[shard];
-        let slot = shard.find(hash, is)?;
-        shard.slots[slot as usize].as_ref()?.cell.as_ref()
+        self.shards[shard].find(hash, is)?.cell.as_ref()
     }
 
-    /// Brings the entry that an index hash leads to near the processor.
+    /// Brings the entry that a hash leads to near the processor.
     #[inline]
     pub(super) fn touch(&self, shard: usize, hash: u64) -> u64 {
-        let shard = &self.shards[shard];
-        let slot = shard.find(hash, |_| true);
-        slot.and_then(|slot| shard.slots[slot as usize].as_ref())
-            .map_or(0, |entry| entry.since)
+        let found = self.shards[shard].entries.find(hash, |_| true);
+        found.map_or(0, |entry| {
+            // Both, because the entry may lie across two cache lines.
+            entry.since ^ u64::from(entry.cell.is_some())
+        })
     }
 
     /// Changes an entry in place with one look-up. Content that only grows (a list) must not shrink in `change`.
@@ -261,33 +225,29 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         key: impl FnOnce() -> Q,
         change: impl FnOnce(&mut Option<C::Content>) -> R,
     ) -> Result<R, String> {
-        let shard = &mut self.shards[at];
-        let found = shard.find(hash, is);
-        if let Some(slot) = found
-            && let Some(entry) = shard.slots[slot as usize].as_mut()
-            && entry.cell.is_some()
-        {
-            if entry.since != intervals.current {
-                let (old_since, old) = (entry.since, entry.cell.as_ref().map(C::old_of));
-                entry.since = intervals.current;
-                if intervals.is_logging {
-                    let position = shard.log(intervals, slot, old_since, old);
-                    if let Some(entry) = shard.slots[slot as usize].as_mut() {
-                        entry.mark = C::mark(position);
+        let Shard { entries, log, .. } = &mut self.shards[at];
+        let mut tombstone = None;
+        if let Ok(mut found) = entries.find_entry(hash, |e| is(&e.key)) {
+            let place = found.bucket_index() as u32;
+            let entry = found.get_mut();
+            if entry.cell.is_some() {
+                if entry.since != intervals.current {
+                    if intervals.is_logging {
+                        let old = entry.cell.as_ref().map(C::old_of);
+                        entry.mark = C::mark(log.append(intervals, place, entry.since, old));
                     }
+                    entry.since = intervals.current;
                 }
+                // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
+                intervals.is_mutating = true;
+                let result = change(&mut entry.cell);
+                intervals.is_mutating = false;
+                if entry.cell.is_none() {
+                    self.bury(at, intervals, place);
+                }
+                return Ok(result);
             }
-            let Some(entry) = shard.slots[slot as usize].as_mut() else {
-                return Err("a slot was lost, this is a bug".to_owned());
-            };
-            // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
-            intervals.is_mutating = true;
-            let result = change(&mut entry.cell);
-            intervals.is_mutating = false;
-            if entry.cell.is_none() {
-                self.bury(at, intervals, slot);
-            }
-            return Ok(result);
+            tombstone = Some(place);
         }
         // Absent: the change works on a local, so that nothing is to be logged when it stays absent.
         let mut cell = None;
@@ -295,7 +255,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         let result = change(&mut cell);
         intervals.is_mutating = false;
         if let Some(cell) = cell {
-            self.insert(at, intervals, found, hash, key, cell)?;
+            self.insert(at, intervals, tombstone, hash, key, cell)?;
         }
         Ok(result)
     }
@@ -311,40 +271,38 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         key: impl FnOnce() -> Q,
         cell: Option<C::Content>,
     ) -> Result<(), String> {
-        let shard = &mut self.shards[at];
-        let found = shard.find(hash, is);
-        let live = found.and_then(|slot| {
-            let entry = shard.slots[slot as usize].as_mut()?;
-            let old = entry.cell.take()?;
-            Some((slot, entry, old))
-        });
-        let Some((slot, entry, old)) = live else {
-            return match cell {
-                Some(cell) => self.insert(at, intervals, found, hash, key, cell),
-                None => Ok(()),
-            };
-        };
-        entry.cell = cell;
-        let (old_since, mark, is_deleted) = (entry.since, entry.mark, entry.cell.is_none());
-        if old_since == intervals.current {
-            shard.complete(intervals, slot, mark, old);
-        } else {
-            entry.since = intervals.current;
-            if intervals.is_logging {
-                // Moved, not a length: the new content does not contain it.
-                let position = shard.log(intervals, slot, old_since, Some(C::into_old(old)));
-                if let Some(entry) = shard.slots[slot as usize].as_mut() {
-                    entry.mark = C::mark(position);
+        let Shard { entries, log, .. } = &mut self.shards[at];
+        let mut tombstone = None;
+        if let Ok(mut found) = entries.find_entry(hash, |e| is(&e.key)) {
+            let place = found.bucket_index() as u32;
+            let entry = found.get_mut();
+            if let Some(old) = entry.cell.take() {
+                entry.cell = cell;
+                let is_deleted = entry.cell.is_none();
+                if entry.since == intervals.current {
+                    log.complete(intervals, place, entry.mark, old);
+                } else {
+                    if intervals.is_logging {
+                        // Moved, not a length: the new content does not contain it.
+                        let old = Some(C::into_old(old));
+                        entry.mark = C::mark(log.append(intervals, place, entry.since, old));
+                    }
+                    entry.since = intervals.current;
                 }
+                if is_deleted {
+                    self.bury(at, intervals, place);
+                }
+                return Ok(());
             }
+            tombstone = Some(place);
         }
-        if is_deleted {
-            self.bury(at, intervals, slot);
+        match cell {
+            Some(cell) => self.insert(at, intervals, tombstone, hash, key, cell),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Makes an absent entry live: in its tombstone's slot when there is one.
+    /// Makes an absent entry live: where its tombstone is when there is one.
     #[cold]
     #[inline(never)]
     fn insert(
@@ -357,106 +315,91 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         cell: C::Content,
     ) -> Result<(), String> {
         let shard = &mut self.shards[at];
-        let slot = match tombstone {
-            Some(slot) => slot,
+        let place = match tombstone {
+            Some(place) => place,
             None => {
-                let slot = shard.take_slot()?;
-                shard.fill(
-                    slot,
-                    Entry {
-                        hash,
-                        since: NEVER,
-                        key: key(),
-                        cell: None,
-                        mark: C::Mark::default(),
-                    },
-                );
-                slot
+                let entry = Entry {
+                    since: NEVER,
+                    key: key(),
+                    cell: None,
+                    mark: C::Mark::default(),
+                };
+                shard.add(hash, entry)?
             }
         };
-        let Some(since) = shard.slots[slot as usize].as_ref().map(|e| e.since) else {
-            return Err("a slot was lost, this is a bug".to_owned());
+        let Shard { entries, log, .. } = shard;
+        let Some(entry) = entries.get_bucket_mut(place as usize) else {
+            return Err("an entry was lost, this is a bug".to_owned());
         };
-        let mut mark = None;
-        if since != intervals.current && intervals.is_logging {
-            mark = Some(C::mark(shard.log(intervals, slot, since, None)));
+        if entry.since != intervals.current && intervals.is_logging {
+            entry.mark = C::mark(log.append(intervals, place, entry.since, None));
         }
-        if let Some(entry) = shard.slots[slot as usize].as_mut() {
-            entry.since = intervals.current;
-            entry.cell = Some(cell);
-            if let Some(mark) = mark {
-                entry.mark = mark;
-            }
-            self.index.insert(at, &entry.key);
-            self.live += 1;
-        }
+        entry.since = intervals.current;
+        entry.cell = Some(cell);
+        self.index.insert(at, &entry.key);
+        self.live += 1;
         Ok(())
     }
 
     /// An entry has lost its content in the current interval.
     #[cold]
-    fn bury(&mut self, at: usize, intervals: &Intervals, slot: u32) {
+    fn bury(&mut self, at: usize, intervals: &Intervals, place: u32) {
         let shard = &mut self.shards[at];
-        if let Some(entry) = &shard.slots[slot as usize] {
+        if let Some(entry) = shard.at(place) {
             self.index.remove(at, &entry.key);
             self.live -= 1;
         }
         if intervals.keeps_tombstones {
-            shard.tombstones.push_back((intervals.current, slot));
-            if shard.tombstones.len() > 2 * shard.slots.len() + TOMBSTONES_SLACK {
+            shard.tombstones.push_back((intervals.current, place));
+            if shard.tombstones.len() > 2 * shard.places() + TOMBSTONES_SLACK {
                 shard.compact_tombstones();
             }
         } else {
-            shard.free(slot);
+            shard.free(place);
         }
     }
 
-    /// Rule 5: forgets what only intervals before `below` needed. True when there was anything.
-    pub(super) fn forget(&mut self, at: usize, below: u64, intervals: &mut Intervals) -> bool {
-        let mut is_any = self.drop_log(at, below, intervals);
+    /// Rule 5: forgets a piece of what only intervals before `below` needed; how much, `None` when there is no more.
+    pub(super) fn forget(
+        &mut self,
+        at: usize,
+        below: u64,
+        intervals: &mut Intervals,
+    ) -> Option<usize> {
         let shard = &mut self.shards[at];
-        while let Some((since, slot)) = shard.tombstones.front().copied() {
-            if since >= below {
-                break;
-            }
-            is_any = true;
-            shard.tombstones.pop_front();
-            let is_dead = shard.slots[slot as usize]
-                .as_ref()
+        if let Some(dropped) = shard.log.forget(below, intervals) {
+            return Some(dropped);
+        }
+        let mut forgotten = 0;
+        while forgotten < FORGET_TOMBSTONES_MAX
+            && let Some((since, place)) = shard.tombstones.pop_front_if(|(i, _)| *i < below)
+        {
+            forgotten += 1;
+            let is_dead = shard
+                .at(place)
                 .is_some_and(|e| e.cell.is_none() && e.since == since);
             if is_dead {
-                shard.free(slot);
+                shard.free(place);
             }
         }
-        is_any
+        (forgotten > 0).then_some(forgotten)
     }
 
     /// Drops the log of intervals before `below`.
-    pub(super) fn drop_log(&mut self, at: usize, below: u64, intervals: &mut Intervals) -> bool {
-        let shard = &mut self.shards[at];
-        let mut is_any = false;
-        while let Some(segment) = shard.segments.pop_front() {
-            if segment.interval >= below {
-                shard.segments.push_front(segment);
-                break;
-            }
-            is_any = true;
-            intervals.log_bytes = intervals.log_bytes.saturating_sub(segment.bytes);
-        }
-        is_any
+    pub(super) fn drop_log(&mut self, at: usize, below: u64, intervals: &mut Intervals) {
+        while self.shards[at].log.forget(below, intervals).is_some() {}
     }
 
     /// Rule 7. False when the log does not fit the entries, which is a bug.
     pub(super) fn undo(&mut self, to: u64, intervals: &mut Intervals) -> bool {
         for at in 0..self.shards.len() {
             let shard = &mut self.shards[at];
-            while let Some(segment) = shard.segments.pop_back() {
-                intervals.log_bytes = intervals.log_bytes.saturating_sub(segment.bytes);
+            while let Some(segment) = shard.log.pop(intervals) {
                 if segment.interval < to {
                     continue; // Not needed any more: `to` is complete.
                 }
                 for record in segment.records.into_iter().rev() {
-                    let Some(Some(entry)) = shard.slots.get_mut(record.slot as usize) else {
+                    let Some(entry) = shard.entries.get_bucket_mut(record.place as usize) else {
                         return false;
                     };
                     let current = entry.cell.take();
@@ -480,9 +423,9 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                         }
                         (true, true) | (false, false) => {}
                     }
-                    // A record from before `to` is its entry's last one here: nothing names the slot any more.
+                    // A record from before `to` is its entry's last one here: nothing names the place any more.
                     if entry.cell.is_none() && (entry.since < to || entry.since == NEVER) {
-                        shard.free(record.slot);
+                        shard.free(record.place);
                     }
                 }
             }
@@ -502,31 +445,25 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     ) -> Result<(), String> {
         let hash = key.table_hash()?;
         let shard = &mut self.shards[at];
-        let found = shard.find(hash, |other| key.is(other));
+        let found = shard.entries.find_entry(hash, |e| key.is(&e.key));
         match (found, cell) {
-            (None, None) => {}
-            (Some(slot), None) => {
+            (Err(_), None) => {}
+            (Ok(found), None) => {
+                found.remove();
                 self.index.remove(at, &key);
                 self.live -= 1;
-                shard.free(slot);
             }
-            (Some(slot), Some(cell)) => {
-                if let Some(entry) = shard.slots[slot as usize].as_mut() {
-                    entry.cell = Some(cell);
-                }
-            }
-            (None, Some(cell)) => {
-                let slot = shard.take_slot()?;
+            (Ok(mut found), Some(cell)) => found.get_mut().cell = Some(cell),
+            (Err(_), Some(cell)) => {
                 self.index.insert(at, &key);
                 self.live += 1;
                 let entry = Entry {
-                    hash,
                     since: 0,
                     key,
                     cell: Some(cell),
                     mark: C::Mark::default(),
                 };
-                shard.fill(slot, entry);
+                shard.add(hash, entry)?;
             }
         }
         Ok(())
@@ -535,7 +472,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     /// Removes all entries of a group, at loading.
     pub(super) fn clear(&mut self, at: usize) {
         let shard = std::mem::replace(&mut self.shards[at], Shard::new());
-        for entry in shard.slots.into_iter().flatten() {
+        for entry in &shard.entries {
             if entry.cell.is_some() {
                 self.index.remove(at, &entry.key);
                 self.live -= 1;
@@ -543,3 +480,6 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         }
     }
 }
+
+/// Tombstones that are forgotten between two looks at the clock.
+const FORGET_TOMBSTONES_MAX: usize = 512;

@@ -153,18 +153,12 @@ impl<N: Namespace> Timers<N> {
         let KeyedBackend::Memory(memory) = access.backend();
         let hash = memory.hash_in(id, namespace, &time)?;
         let at = memory.access::<Table<A::Key, N>>(id)?;
-        let is = |entry: &TimerKey<A::Key, N>| {
-            entry.extra == time && entry.key == *at.key && entry.namespace == *namespace
-        };
+        let is = |entry: &TimerKey<A::Key, N>| entry.is_of(at.key, namespace, &time);
         // Most registrations of windows find the timer there: no change, so nothing for the log.
         if at.table.get(at.shard, hash, is) == is_set.as_ref() {
             return Ok(());
         }
-        let key = || Composite {
-            key: at.key.clone(),
-            namespace: namespace.clone(),
-            extra: time,
-        };
+        let key = || Composite::of(at.key, namespace, &time);
         let result = at.table.put(at.shard, at.intervals, hash, is, key, is_set);
         memory.check_limit();
         result.map_err(StateError::Backend)

@@ -5,11 +5,9 @@ use std::marker::PhantomData;
 use super::cell::ValueCell;
 use super::composite::Composite;
 use super::memory::StateId;
-use super::table::{LoggedTable, NoIndex};
+use super::table::NoIndex;
 use super::{KeyedAccess, KeyedBackend, Namespace, StateError, StateValue};
 use crate::key::Key;
-
-type Table<K, V, N> = LoggedTable<Composite<K, N, ()>, ValueCell<V>, NoIndex>;
 
 /// One value per key (and namespace).
 pub struct ValueState<V, N = ()> {
@@ -46,11 +44,7 @@ impl<V: StateValue, N: Namespace> ValueState<V, N> {
         namespace: &N,
     ) -> Result<Option<V>, StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, &())?;
-        let at = memory.access::<Table<A::Key, V, N>>(self.id)?;
-        let value = at.table.get(at.shard, hash, |entry| {
-            entry.key == *at.key && entry.namespace == *namespace
-        });
+        let value = memory.get::<N, (), ValueCell<V>, NoIndex>(self.id, namespace, &())?;
         Ok(value.cloned())
     }
 
@@ -63,22 +57,7 @@ impl<V: StateValue, N: Namespace> ValueState<V, N> {
         change: impl FnOnce(&mut Option<V>) -> R,
     ) -> Result<R, StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, &())?;
-        let at = memory.access::<Table<A::Key, V, N>>(self.id)?;
-        let result = at.table.modify(
-            at.shard,
-            at.intervals,
-            hash,
-            |entry| entry.key == *at.key && entry.namespace == *namespace,
-            || Composite {
-                key: at.key.clone(),
-                namespace: namespace.clone(),
-                extra: (),
-            },
-            change,
-        );
-        memory.check_limit();
-        result.map_err(StateError::Backend)
+        memory.modify::<N, (), ValueCell<V>, NoIndex, R>(self.id, namespace, &(), change)
     }
 
     fn put<A: KeyedAccess>(
@@ -88,22 +67,7 @@ impl<V: StateValue, N: Namespace> ValueState<V, N> {
         value: Option<V>,
     ) -> Result<(), StateError> {
         let KeyedBackend::Memory(memory) = access.backend();
-        let hash = memory.hash_in(self.id, namespace, &())?;
-        let at = memory.access::<Table<A::Key, V, N>>(self.id)?;
-        let result = at.table.put(
-            at.shard,
-            at.intervals,
-            hash,
-            |entry| entry.key == *at.key && entry.namespace == *namespace,
-            || Composite {
-                key: at.key.clone(),
-                namespace: namespace.clone(),
-                extra: (),
-            },
-            value,
-        );
-        memory.check_limit();
-        result.map_err(StateError::Backend)
+        memory.put::<N, (), ValueCell<V>, NoIndex>(self.id, namespace, &(), value)
     }
 
     /// Sets the value in a namespace.

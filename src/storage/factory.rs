@@ -98,6 +98,7 @@ mod tests {
             is_path_style: true,
             access_key: None,
             secret_key: None,
+            session_token: None,
             connect_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(1),
             operation_timeout: Duration::from_secs(1),

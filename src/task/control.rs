@@ -10,7 +10,11 @@ use tokio::sync::Notify;
 
 use crate::exchange::TaskWaker;
 
-/// Orders waiting for a task; bounded by what its JobMaster may have under way (a few checkpoints).
+/// Orders that wait for a task which takes none: one whose user function does not return, while checkpoints come and expire.
+pub(crate) const ORDERS_MAX: usize = 256;
+
+/// Orders waiting for a task, at most [`ORDERS_MAX`]. Beyond, the oldest announcements and aborts of snapshots go, as those of a
+/// coordinator that gave them up; what a task must hear (commit, drain, end) stays.
 #[derive(Default)]
 pub(crate) struct ControlQueue {
     orders: Mutex<VecDeque<TaskControl>>,
@@ -27,10 +31,9 @@ impl ControlQueue {
             self.is_cancelled.store(true, Ordering::Release);
             self.cancelled.notify_one();
         }
-        self.orders
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(order);
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        add(&mut orders, order);
+        drop(orders);
         self.has_orders.store(true, Ordering::Release);
         self.wake();
     }
@@ -71,6 +74,31 @@ impl ControlQueue {
             waker.wake();
         }
     }
+}
+
+fn add(orders: &mut VecDeque<TaskControl>, order: TaskControl) {
+    let is_said_once = matches!(order, TaskControl::Drain | TaskControl::Cancel);
+    if is_said_once && orders.contains(&order) {
+        return;
+    }
+    while orders.len() >= ORDERS_MAX {
+        let is_void = |order: &TaskControl| {
+            matches!(
+                order,
+                TaskControl::Trigger(_) | TaskControl::NotifyAborted(_)
+            )
+        };
+        let is_repeated = |order: &TaskControl| matches!(order, TaskControl::NotifyComplete(_));
+        // A commit is cumulative (semantics.md P2), so a later one says what the oldest does.
+        let oldest = orders
+            .iter()
+            .position(is_void)
+            .or_else(|| orders.iter().position(is_repeated))
+            .unwrap_or(0);
+        let dropped = orders.remove(oldest);
+        tracing::warn!(?dropped, "a task takes no orders: one was dropped");
+    }
+    orders.push_back(order);
 }
 
 /// Counters written by the task and read by anybody.
@@ -123,5 +151,42 @@ impl RunningTask for TaskHandle {
 
     fn counters(&self) -> TaskCounters {
         self.counters.read()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_actors::model::{CheckpointBarrier, CheckpointId, SnapshotKind};
+
+    use super::*;
+
+    fn trigger(n: u64) -> TaskControl {
+        TaskControl::Trigger(CheckpointBarrier {
+            checkpoint: CheckpointId(n),
+            base: None,
+            kind: SnapshotKind::Checkpoint,
+            timestamp_ms: 0,
+        })
+    }
+
+    /// A task hangs in a user function while checkpoints are begun and given up for days.
+    #[test]
+    fn orders_of_a_task_that_takes_none_are_bounded_and_none_that_counts_is_lost() {
+        let queue = ControlQueue::default();
+        queue.push(TaskControl::NotifyComplete(CheckpointId(7)));
+        for n in 8..10_000 {
+            queue.push(trigger(n));
+            queue.push(TaskControl::NotifyAborted(CheckpointId(n)));
+            queue.push(TaskControl::Drain);
+        }
+        queue.push(trigger(10_000));
+        queue.push(TaskControl::Cancel);
+        queue.push(TaskControl::Cancel);
+        let orders: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        assert_eq!(orders.len(), ORDERS_MAX);
+        assert_eq!(orders[0], TaskControl::NotifyComplete(CheckpointId(7)));
+        assert_eq!(orders[1], TaskControl::Drain);
+        let end = [trigger(10_000), TaskControl::Cancel];
+        assert_eq!(orders[ORDERS_MAX - 2..], end);
     }
 }

@@ -1,8 +1,6 @@
 //! What calls a task's steps: a thread of its own in production, a seeded scheduler in the simulator.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use perennial_actors::clock::{Clock, Instant};
@@ -11,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::panic::TaskPanics;
 use super::stream_task::Step;
+use super::waker::ThreadWaker;
 use crate::exchange::TaskWaker;
 
 /// A task as its driver sees it. A panic in `init` or `step` is caught by the driver and handed to `end`.
@@ -52,15 +51,22 @@ impl DrivenTask {
 
     /// The last call.
     pub fn end(self, last: Option<StepResult>, panic: Option<FailureKind>) {
-        self.0.end(last.map(|s| s.0), panic);
+        end(self.0, last.map(|s| s.0), panic);
     }
 }
 
 /// The one place that catches: what panicked is dropped by [`DrivenTask::end`], its keyed state is outside.
 #[allow(clippy::disallowed_methods, reason = "the one place that catches")]
-fn catch<T>(work: impl FnOnce() -> T) -> Result<T, FailureKind> {
+pub(super) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, FailureKind> {
     let panics = TaskPanics::record();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|_| panics.take())
+}
+
+/// A panic while user functions are closed masks nothing: the outcome has left by then, or leaves while it unwinds.
+fn end(task: Box<dyn Drivable>, last: Option<Step>, panic: Option<FailureKind>) {
+    if let Err(panic) = catch(|| task.end(last, panic)) {
+        tracing::warn!(error = %panic, "closing the task panicked");
+    }
 }
 
 /// What a step came to.
@@ -121,58 +127,12 @@ impl ThreadDriver {
     }
 }
 
-const ASLEEP: u8 = 0;
-const AWAKE: u8 = 1;
-const WOKEN: u8 = 2;
-
-/// Wakes a parked thread; one atomic swap when it is awake.
-#[derive(Default)]
-struct ThreadWaker {
-    state: AtomicU8,
-    thread: OnceLock<Thread>,
-}
-
-impl TaskWaker for ThreadWaker {
-    fn wake(&self) {
-        if self.state.swap(WOKEN, Ordering::AcqRel) == ASLEEP
-            && let Some(thread) = self.thread.get()
-        {
-            thread.unpark();
-        }
-    }
-}
-
-impl ThreadWaker {
-    fn park(&self, until: Option<Instant>, now: Instant) {
-        if self
-            .state
-            .compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
-        {
-            while self.state.load(Ordering::Acquire) == ASLEEP {
-                match until {
-                    None => std::thread::park(),
-                    Some(until) => {
-                        std::thread::park_timeout(until.saturating_duration_since(now));
-                        break;
-                    }
-                }
-            }
-        }
-        // A swap, not a store: a store could be delayed past the step's first look at its queues and then wipe out a wake that came in
-        // between. With a swap, either the waker sees AWAKE, or we see everything that it wrote before waking.
-        self.state.swap(AWAKE, Ordering::AcqRel);
-    }
-}
-
 impl TaskDriver for ThreadDriver {
     fn run(&self, name: String, mut task: DrivenTask) -> BoxFuture<'static, ()> {
         let clock = self.clock;
         Self::spawn(name, move || {
-            let waker = Arc::new(ThreadWaker::default());
-            waker.state.store(AWAKE, Ordering::Release);
-            // Set once, here: the thread is new.
-            let _ = waker.thread.set(std::thread::current());
+            let waker = Arc::new(ThreadWaker::new());
+            waker.set(std::thread::current());
             let driven = catch(|| {
                 if let Some(end) = task.0.init(waker.clone()) {
                     return end;
@@ -187,66 +147,13 @@ impl TaskDriver for ThreadDriver {
                 }
             });
             match driven {
-                Ok(end) => task.0.end(Some(end), None),
-                Err(panic) => task.0.end(None, Some(panic)),
+                Ok(last) => end(task.0, Some(last), None),
+                Err(panic) => end(task.0, None, Some(panic)),
             }
         })
     }
 
     fn work(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
         Self::spawn("perennial-work".into(), work)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64};
-    use std::time::Duration;
-
-    use super::*;
-
-    /// Orders are set and looked at without a lock, as in the control queue, some of them just when the task looks again after another
-    /// awakening. A lost wake shows as a sleep that lasts to its limit. (What it has not shown on x86 is the delayed store that `park`
-    /// guards against: that one rests on the memory model.)
-    #[test]
-    fn no_order_is_slept_through() {
-        const ORDERS: u64 = 20_000;
-        const SLEEP_MAX: Duration = Duration::from_secs(5);
-        let waker = Arc::new(ThreadWaker::default());
-        waker.state.store(AWAKE, Ordering::Release);
-        let has_order = Arc::new(AtomicBool::new(false));
-        let seen = Arc::new(AtomicU64::new(0));
-        let clock = Clock::system();
-        let task = std::thread::spawn({
-            let (waker, has_order, seen) = (waker.clone(), has_order.clone(), seen.clone());
-            move || {
-                // Set once, here.
-                let _ = waker.thread.set(std::thread::current());
-                while seen.load(Ordering::Relaxed) < ORDERS {
-                    let began = clock.now();
-                    waker.park(Some(began + SLEEP_MAX), began);
-                    if clock.now() - began >= SLEEP_MAX {
-                        return false;
-                    }
-                    if has_order.load(Ordering::Acquire) {
-                        has_order.store(false, Ordering::Relaxed);
-                        seen.fetch_add(1, Ordering::Release);
-                    }
-                }
-                true
-            }
-        });
-        for order in 0..ORDERS {
-            waker.wake();
-            for _ in 0..order % 512 {
-                std::hint::spin_loop();
-            }
-            has_order.store(true, Ordering::Release);
-            waker.wake();
-            while seen.load(Ordering::Acquire) <= order && !task.is_finished() {
-                std::thread::yield_now();
-            }
-        }
-        assert!(task.join().unwrap(), "an order was slept through");
     }
 }

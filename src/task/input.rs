@@ -1,6 +1,8 @@
 //! Inputs from other tasks at the head of a task: takes elements in turn, aligns barriers, merges event time.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
 
 use perennial_actors::clock::Instant;
 use perennial_actors::fault::{FaultSite, Sabotage};
@@ -11,8 +13,8 @@ use super::valve::{Advance, Valve};
 use crate::batch::{Record, StreamElement, Timestamp};
 use crate::exchange::InputGate;
 use crate::operator::{
-    Chained, Flow, Flush, Head, HeadPoll, Lifecycle, OperatorCapture, OperatorError, Signal,
-    StartContext, TaskContext,
+    Chained, Flow, Flush, Head, HeadPoll, Leftover, Lifecycle, Located, OperatorCapture,
+    OperatorError, Signal, StartContext, TaskContext, after, of_signal,
 };
 
 /// One gate of one record type and the chain behind it.
@@ -24,11 +26,14 @@ pub(crate) struct InputHead<T> {
     /// What goes down the chain before anything else; at most two.
     queued: VecDeque<Signal>,
     /// Snapshots to be taken before anything else is; as many as may be announced.
-    due: VecDeque<CheckpointBarrier>,
+    due: VecDeque<(CheckpointBarrier, Duration)>,
+    /// The snapshot whose first barrier has come, and when that was.
+    aligning: Option<(CheckpointId, Instant)>,
     has_sent_end: bool,
-    /// Channel and number of the batch taken last.
-    position: Option<(usize, u64)>,
-    batches: Vec<u64>,
+    /// The channel of the batch taken last, and the batch's length.
+    taken: Option<(usize, usize)>,
+    /// Batches and records taken of each channel.
+    counts: Vec<(u64, u64)>,
 }
 
 impl<T: Record> InputHead<T> {
@@ -41,19 +46,26 @@ impl<T: Record> InputHead<T> {
             chain,
             queued: VecDeque::new(),
             due: VecDeque::new(),
+            aligning: None,
             has_sent_end: false,
-            position: None,
-            batches: vec![0; channels],
+            taken: None,
+            counts: vec![(0, 0); channels],
         }
     }
 
-    fn align(&mut self, channel: Option<usize>, alignment: Alignment) {
+    fn align(&mut self, channel: Option<usize>, alignment: Alignment, now: Option<Instant>) {
         match (alignment, channel) {
             (Alignment::Go, _) | (Alignment::Block, None) => {}
             (Alignment::Block, Some(channel)) => self.gate.block(channel),
             (Alignment::Due(barrier), _) => {
                 self.gate.unblock_all();
-                self.due.push_back(barrier);
+                // Without a barrier of its own there was nothing to align: all channels have ended.
+                let first = self.aligning.take();
+                let first = first.filter(|(checkpoint, _)| *checkpoint == barrier.checkpoint);
+                let alignment = first.zip(now).map_or(Duration::ZERO, |((_, first), now)| {
+                    now.saturating_duration_since(first)
+                });
+                self.due.push_back((barrier, alignment));
             }
             (Alignment::Restarted { is_blocking }, channel) => {
                 self.gate.unblock_all();
@@ -62,6 +74,33 @@ impl<T: Record> InputHead<T> {
                 }
             }
         }
+    }
+
+    /// Records of the batch taken last, numbered as those of its channel: people count from 1.
+    fn records(&self, at: Range<usize>) -> Option<String> {
+        let (channel, len) = self.taken?;
+        let (batch, records) = self.counts[channel];
+        let peer = self.gate.peer(channel).attempt;
+        let from = format!("from vertex {} subtask {}", peer.vertex, peer.subtask);
+        let before = records - len as u64;
+        let (first, last) = (at.start as u64 + 1, at.end as u64);
+        Some(if first >= last {
+            format!(
+                "record {} {from} ({first} of batch {batch})",
+                before + first
+            )
+        } else {
+            format!(
+                "records {} to {} {from} ({first} to {last} of batch {batch})",
+                before + first,
+                before + last
+            )
+        })
+    }
+
+    fn record_before(&self, index: usize) -> Option<String> {
+        let last = index.checked_sub(1)?;
+        self.records(last..index)
     }
 
     fn advance(&mut self, advance: Advance) {
@@ -81,12 +120,15 @@ impl<T: Record> Head for InputHead<T> {
             self.chain.signal(signal);
             return Ok(HeadPoll::Progress);
         }
-        if let Some(barrier) = self.due.pop_front() {
-            return Ok(HeadPoll::Barrier(barrier));
+        if let Some((barrier, alignment)) = self.due.pop_front() {
+            return Ok(HeadPoll::Barrier { barrier, alignment });
         }
         if self.aligner.has_ended() {
             if let Some(barrier) = self.aligner.announced_at_end() {
-                return Ok(HeadPoll::Barrier(barrier));
+                return Ok(HeadPoll::Barrier {
+                    barrier,
+                    alignment: Duration::ZERO,
+                });
             }
             if self.has_sent_end {
                 return Ok(HeadPoll::Ended);
@@ -100,15 +142,15 @@ impl<T: Record> Head for InputHead<T> {
         };
         match element {
             StreamElement::Batch(mut batch) => {
-                self.batches[channel] += 1;
-                if cx.faults.is_sabotaged(Sabotage::DeliverTwice)
-                    && self.batches[channel].is_multiple_of(8)
-                {
+                let (batches, records) = &mut self.counts[channel];
+                *batches += 1;
+                if cx.faults.is_sabotaged(Sabotage::DeliverTwice) && batches.is_multiple_of(8) {
                     let twice = batch.clone();
                     batch.values.extend(twice.values);
                     batch.timestamps.extend(twice.timestamps);
                 }
-                self.position = Some((channel, self.batches[channel]));
+                *records += batch.len() as u64;
+                self.taken = Some((channel, batch.len()));
                 *records_in += batch.len() as u64;
                 self.chain.push(batch);
             }
@@ -121,6 +163,10 @@ impl<T: Record> Head for InputHead<T> {
                 self.advance(advance);
             }
             StreamElement::Barrier(barrier) => {
+                let checkpoint = barrier.checkpoint;
+                if self.aligning.is_none_or(|(other, _)| other < checkpoint) {
+                    self.aligning = Some((checkpoint, cx.now));
+                }
                 let alignment = self.aligner.barrier(channel, barrier);
                 if alignment == Alignment::Block {
                     cx.faults.hit(FaultSite::DuringAlignment)?;
@@ -128,13 +174,13 @@ impl<T: Record> Head for InputHead<T> {
                         return Ok(HeadPoll::Progress);
                     }
                 }
-                self.align(Some(channel), alignment);
+                self.align(Some(channel), alignment, Some(cx.now));
             }
             StreamElement::EndOfInput => {
                 let advance = self.valve.ended(channel);
                 self.advance(advance);
                 let alignment = self.aligner.ended(channel);
-                self.align(None, alignment);
+                self.align(None, alignment, Some(cx.now));
             }
         }
         Ok(HeadPoll::Progress)
@@ -143,14 +189,14 @@ impl<T: Record> Head for InputHead<T> {
     fn announce(&mut self, barrier: CheckpointBarrier) {
         // Only once the end has gone through the chain does an announcement stand in for barriers; before, it waits here.
         let alignment = self.aligner.announce(barrier);
-        self.align(None, alignment);
+        self.align(None, alignment, None);
     }
 
     fn abandon(&mut self, checkpoint: CheckpointId) {
         if self.aligner.abandon(checkpoint) {
             self.gate.unblock_all();
         }
-        self.due.retain(|d| d.checkpoint != checkpoint);
+        self.due.retain(|(due, _)| due.checkpoint != checkpoint);
     }
 
     fn drain(&mut self) {}
@@ -160,12 +206,18 @@ impl<T: Record> Head for InputHead<T> {
     }
 
     fn position(&self) -> Option<String> {
-        let (channel, batch) = self.position?;
-        let peer = self.gate.peer(channel).attempt;
-        Some(format!(
-            "batch {batch} from vertex {} subtask {}",
-            peer.vertex, peer.subtask
-        ))
+        match self.chain.locate() {
+            Some(Located::Records(at)) => self.records(at),
+            Some(Located::After { records, signal }) => {
+                after(signal.map(of_signal), self.record_before(records))
+            }
+            None => after(None, self.reached()),
+        }
+    }
+
+    fn reached(&self) -> Option<String> {
+        let (_, len) = self.taken?;
+        self.record_before(len)
     }
 
     fn bytes_in(&self) -> u64 {
@@ -217,6 +269,14 @@ impl<T: Record> Lifecycle for InputHead<T> {
 
     fn close(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {
         self.chain.close(cx)
+    }
+
+    fn leftovers(&mut self, leftovers: &mut Vec<Box<dyn Leftover>>) {
+        self.chain.leftovers(leftovers);
+    }
+
+    fn locate(&self) -> Option<Located> {
+        self.chain.locate()
     }
 
     fn bytes_out(&self) -> u64 {

@@ -1,32 +1,31 @@
 //! Starts tasks: builds the operators from the registered job, brings the state, hands both to a driver, and keeps the keyed state of
 //! ended attempts for their successors (design.md section 7, "in place").
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use perennial_actors::checkpoint::StoreFactory;
-use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::clock::Clock;
 use perennial_actors::fault::{FaultPlace, FaultPoints, FaultSite};
-use perennial_actors::model::message::{CheckpointPlan, TaskOutcome};
+use perennial_actors::model::message::{CheckpointPlan, PreparedOutput, TaskOutcome};
 use perennial_actors::model::{
-    BuildId, CheckpointId, Exchange as Route, ExecutionAttemptId, FailureKind, InstanceId,
-    JobGraph, JobId, KeyGroupRange, RestoredHow, SubtaskIndex, TaskDeployment, TaskFailure,
-    VertexId,
+    BuildId, CheckpointId, Exchange as Route, FailureKind, InstanceId, JobGraph, JobId,
+    KeyGroupRange, RestoredHow, TaskDeployment, TaskFailure,
 };
-use perennial_actors::{CheckpointReply, StartedTask, TaskEvent, TaskEvents, TaskRunner};
+use perennial_actors::{CheckpointReply, StartedTask, TaskEvents, TaskRunner};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::cell::TaskCell;
 use super::control::{ControlQueue, SharedCounters, TaskHandle};
-use super::driver::{Drivable, DrivenTask, TaskDriver};
+use super::driver::{DrivenTask, TaskDriver};
+use super::keeper::{Kept, lock};
 use super::restore::{self, Keyed};
 use super::snapshot::SnapshotWriter;
-use super::stream_task::{Step, StreamTask, TaskServices, TaskState};
-use crate::api::{Build, JobRegistry};
-use crate::exchange::{Exchange, TaskWaker};
-use crate::operator::{KeyedStates, Place, RestoredOperator, StartContext, TaskFaults, TaskInfo};
+use super::stream_task::TaskState;
+use crate::api::JobRegistry;
+use crate::exchange::Exchange;
+use crate::operator::{KeyedStates, Leftover, Place, RestoredOperator, TaskInfo};
 use crate::state::Undone;
 
 /// What a runner works with.
@@ -53,65 +52,11 @@ pub struct RunnerOptions {
     pub faults: FaultPoints,
 }
 
-type KeptKey = (JobId, VertexId, SubtaskIndex);
-
-/// What is known of each subtask that ran here; dropped with the job.
-type Kept = Arc<Mutex<Keeper>>;
-
-/// Keyed state of ended attempts, at most one per subtask.
-///
-/// Invariant: it holds state of the newest attempt of a subtask only, and none of a job that was released. An abandoned thread may
-/// end long after its successor, or after its job.
-#[derive(Default)]
-struct Keeper {
-    subtasks: BTreeMap<KeptKey, Subtask>,
-}
-
-struct Subtask {
-    newest: ExecutionAttemptId,
-    keyed: Option<(ExecutionAttemptId, KeyedStates)>,
-}
-
-impl Keeper {
-    fn key(attempt: ExecutionAttemptId) -> KeptKey {
-        (attempt.job, attempt.vertex, attempt.subtask)
-    }
-
-    /// An attempt begins.
-    fn begin(&mut self, attempt: ExecutionAttemptId) {
-        let subtask = self.subtasks.entry(Self::key(attempt)).or_insert(Subtask {
-            newest: attempt,
-            keyed: None,
-        });
-        subtask.newest = subtask.newest.max(attempt);
-    }
-
-    /// Takes what an earlier attempt left.
-    fn take(&mut self, attempt: ExecutionAttemptId) -> Option<KeyedStates> {
-        let subtask = self.subtasks.get_mut(&Self::key(attempt))?;
-        let (from, keyed) = subtask.keyed.take()?;
-        (from < attempt).then_some(keyed)
-    }
-
-    /// Keeps what an attempt leaves, if it may still have a successor.
-    fn keep(&mut self, attempt: ExecutionAttemptId, keyed: KeyedStates) {
-        if let Some(subtask) = self.subtasks.get_mut(&Self::key(attempt))
-            && subtask.newest == attempt
-        {
-            subtask.keyed = Some((attempt, keyed));
-        }
-    }
-
-    fn release(&mut self, job: JobId) {
-        self.subtasks.retain(|(owner, _, _), _| *owner != job);
-    }
-}
-
 /// The [`TaskRunner`] of a TaskManager.
 pub struct LocalTaskRunner {
     options: Arc<RunnerOptions>,
     snapshots: Arc<SnapshotWriter>,
-    kept: Kept,
+    pub(super) kept: Kept,
 }
 
 impl LocalTaskRunner {
@@ -188,26 +133,44 @@ impl TaskRunner for LocalTaskRunner {
         self.snapshots.abort(job, checkpoint);
     }
 
-    fn release_job(&self, job: JobId) {
+    fn release_job(&self, job: JobId, output: PreparedOutput, done: Box<dyn FnOnce() + Send>) {
         self.snapshots.release(job);
-        lock(&self.kept).release(job);
+        let leftovers = lock(&self.kept).release(job);
+        let completed = match output {
+            PreparedOutput::Settle { completed } => completed,
+            PreparedOutput::Keep => return done(),
+        };
+        let driver = self.options.driver.clone();
+        self.options.handle.spawn(async move {
+            for leftover in leftovers {
+                // Each on its own: it calls functions of users.
+                driver
+                    .work(Box::new(move || settle(leftover, completed)))
+                    .await;
+            }
+            done();
+        });
     }
 }
 
-fn lock(kept: &Kept) -> std::sync::MutexGuard<'_, Keeper> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+/// Settles output that a task of an ended job left. What fails is left as it is: a restore from a checkpoint or savepoint settles it.
+fn settle(leftover: Box<dyn Leftover>, completed: Option<CheckpointId>) {
+    let attempt = leftover.attempt();
+    if let Err(error) = leftover.settle(completed) {
+        warn!(%attempt, ?completed, %error, "output of an ended task could not be settled");
+    }
 }
 
 /// One start of one task.
-struct Launch {
-    options: Arc<RunnerOptions>,
-    snapshots: Arc<SnapshotWriter>,
-    kept: Kept,
-    graph: Arc<JobGraph>,
-    deployment: TaskDeployment,
-    events: TaskEvents,
-    control: Arc<ControlQueue>,
-    counters: Arc<SharedCounters>,
+pub(super) struct Launch {
+    pub(super) options: Arc<RunnerOptions>,
+    pub(super) snapshots: Arc<SnapshotWriter>,
+    pub(super) kept: Kept,
+    pub(super) graph: Arc<JobGraph>,
+    pub(super) deployment: TaskDeployment,
+    pub(super) events: TaskEvents,
+    pub(super) control: Arc<ControlQueue>,
+    pub(super) counters: Arc<SharedCounters>,
 }
 
 impl Launch {
@@ -414,272 +377,4 @@ fn short(name: &str) -> String {
         .filter(|c| !c.is_whitespace())
         .take(8)
         .collect()
-}
-
-/// A launched task with everything it owns.
-struct TaskCell {
-    launch: Launch,
-    info: Arc<TaskInfo>,
-    task: Option<StreamTask>,
-    state: TaskState,
-    restored: Vec<RestoredOperator>,
-    how: RestoredHow,
-    began: Instant,
-    /// All operators have their state: before, what is there is no attempt's state and must not be inherited.
-    is_open: bool,
-    outcome: oneshot::Sender<TaskOutcome>,
-}
-
-impl TaskCell {
-    fn build(&mut self, waker: Arc<dyn TaskWaker>) -> Result<(), FailureKind> {
-        let launch = &self.launch;
-        let graph = &launch.graph;
-        let builder =
-            launch
-                .options
-                .registry
-                .declare(graph)
-                .map_err(|error| FailureKind::BuildMismatch {
-                    message: error.to_string(),
-                })?;
-        let plan = builder.logical.plan(&graph.settings);
-        let here = JobGraph {
-            vertices: plan.vertices.clone(),
-            edges: plan.edges.clone(),
-            ..(**graph).clone()
-        };
-        if here.topology_hash() != graph.topology_hash() {
-            return Err(FailureKind::BuildMismatch {
-                message: format!(
-                    "job `{}` gives graph {:016x} here and {:016x} at the client: a job function may depend on its arguments only, not on time, environment or hash order",
-                    graph.registered,
-                    here.topology_hash(),
-                    graph.topology_hash()
-                ),
-            });
-        }
-        launch.control.set_waker(waker.clone());
-        let build = Build {
-            logical: &builder.logical,
-            plan: &plan,
-            graph,
-            deployment: &launch.deployment,
-            exchange: &launch.options.exchange,
-            waker,
-        };
-        let head = build.head()?;
-        let services = TaskServices {
-            info: self.info.clone(),
-            vertex_name: graph.vertices[self.info.attempt.vertex.0 as usize]
-                .name
-                .clone(),
-            control: launch.control.clone(),
-            counters: launch.counters.clone(),
-            events: launch.events.clone(),
-            snapshots: self.launch.snapshots.clone(),
-            clock: launch.options.clock,
-            faults: TaskFaults::new(launch.options.faults.clone(), self.info.attempt),
-            is_source: graph.inputs(self.info.attempt.vertex).next().is_none(),
-        };
-        self.task = Some(StreamTask::new(head, services));
-        Ok(())
-    }
-
-    fn open(&mut self) -> Result<(), FailureKind> {
-        let now = self.launch.options.clock.now();
-        let Some(task) = &mut self.task else {
-            return Ok(());
-        };
-        let faults = &self.launch.options.faults;
-        let place = FaultPlace::Task(self.info.attempt);
-        faults
-            .hit(FaultSite::OnOpen, place)
-            .map_err(|error| FailureKind::User {
-                message: error.to_string(),
-                is_unrecoverable: false,
-            })?;
-        let mut cx = StartContext {
-            keyed: &mut self.state.keyed,
-            place: &mut self.state.place,
-            restored: &mut self.restored,
-            task: &self.info,
-            now,
-        };
-        task.open(&mut cx).map_err(|error| error.0)?;
-        self.state.place = Place::default();
-        if let (RestoredHow::Loaded, Some(restore)) = (self.how, &self.launch.deployment.restore) {
-            for keyed in self.state.keyed.iter_mut().flatten() {
-                keyed
-                    .finish_load(restore.checkpoint, restore.allow_non_restored_state)
-                    .map_err(|error| FailureKind::IncompatibleState {
-                        message: error.to_string(),
-                    })?;
-            }
-        }
-        #[cfg(feature = "fault-points")]
-        if faults.is_sabotaged(perennial_actors::fault::Sabotage::DropPreImage) {
-            for keyed in self.state.keyed.iter_mut().flatten() {
-                keyed.drop_pre_images();
-            }
-        }
-        self.restored.clear();
-        self.is_open = true;
-        let elapsed = self
-            .launch
-            .options
-            .clock
-            .now()
-            .saturating_duration_since(self.began);
-        (self.launch.events)(TaskEvent::Restored {
-            how: self.how,
-            micros: micros(elapsed),
-        });
-        task.start();
-        (self.launch.events)(TaskEvent::Running);
-        Ok(())
-    }
-
-    fn failure(&self, kind: FailureKind) -> Box<TaskFailure> {
-        Box::new(match &self.task {
-            Some(task) => task.failure(&self.state, kind),
-            None => TaskFailure {
-                vertex: self
-                    .launch
-                    .graph
-                    .vertices
-                    .get(self.info.attempt.vertex.0 as usize)
-                    .map(|v| v.name.clone()),
-                ..TaskFailure::of_attempt(self.info.attempt, kind)
-            },
-        })
-    }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-impl Drivable for TaskCell {
-    fn init(&mut self, waker: Arc<dyn TaskWaker>) -> Option<Step> {
-        let built = self.build(waker).and_then(|()| self.open());
-        built.err().map(|kind| Step::Failed(self.failure(kind)))
-    }
-
-    fn step(&mut self, now: Instant) -> Step {
-        match &mut self.task {
-            Some(task) => task.step(&mut self.state, now),
-            None => Step::Failed(self.failure(FailureKind::Internal {
-                message: "a task was stepped before it was built".into(),
-            })),
-        }
-    }
-
-    fn end(self: Box<Self>, last: Option<Step>, panic: Option<FailureKind>) {
-        let TaskCell {
-            launch,
-            info,
-            task,
-            state,
-            is_open,
-            outcome: sender,
-            ..
-        } = *self;
-        let attempt = info.attempt;
-        let failed = |kind| TaskOutcome::Failed(Box::new(TaskFailure::of_attempt(attempt, kind)));
-        // From here on the outcome leaves whatever happens: what follows calls functions of users.
-        let mut ending = Ending {
-            kept: launch.kept.clone(),
-            attempt,
-            state,
-            is_open,
-            outcome: match &panic {
-                Some(panic) => failed(panic.clone()),
-                None => TaskOutcome::Canceled,
-            },
-            sender: Some(sender),
-        };
-        match (last, panic) {
-            (_, Some(panic)) => {
-                if let Some(task) = &task {
-                    ending.outcome =
-                        TaskOutcome::Failed(Box::new(task.failure(&ending.state, panic)));
-                }
-                // What panicked may be in any state: it is dropped, not closed.
-                drop(task);
-                return;
-            }
-            (Some(Step::Finished), None) => ending.outcome = TaskOutcome::Finished,
-            (Some(Step::Failed(failure)), None) => ending.outcome = TaskOutcome::Failed(failure),
-            (Some(Step::Canceled | Step::Progress | Step::Wait { .. }) | None, None) => {}
-        }
-        let now = launch.options.clock.now();
-        if let Some(mut task) = task
-            && let Err(error) = task.close(&mut ending.state, now)
-        {
-            // The first cause counts; that of the close is logged only.
-            warn!(%attempt, error = %error.0, "closing the task failed");
-        }
-    }
-}
-
-/// Tells the outcome and keeps the state when it is dropped: after the task was closed, or while its close panics.
-struct Ending {
-    kept: Kept,
-    attempt: ExecutionAttemptId,
-    state: TaskState,
-    is_open: bool,
-    outcome: TaskOutcome,
-    sender: Option<oneshot::Sender<TaskOutcome>>,
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        if self.is_open && self.outcome != TaskOutcome::Finished {
-            lock(&self.kept).keep(self.attempt, std::mem::take(&mut self.state.keyed));
-        }
-        if let Some(sender) = self.sender.take() {
-            // Nobody may be waiting any more when the TaskManager is ending.
-            let _ = sender.send(std::mem::replace(&mut self.outcome, TaskOutcome::Canceled));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use perennial_actors::model::{Attempt, LeaderEpoch};
-
-    use super::*;
-
-    fn attempt(number: u32) -> ExecutionAttemptId {
-        ExecutionAttemptId {
-            job: JobId(1),
-            vertex: VertexId(0),
-            subtask: SubtaskIndex(0),
-            epoch: LeaderEpoch(1),
-            attempt: Attempt(number),
-        }
-    }
-
-    /// An abandoned thread ends after its successor has left its state: the older state is not what the next attempt finds.
-    #[test]
-    fn state_of_an_older_attempt_never_replaces_that_of_a_newer_one() {
-        let mut keeper = Keeper::default();
-        keeper.begin(attempt(1));
-        keeper.begin(attempt(2));
-        keeper.keep(attempt(2), vec![None, None]);
-        keeper.keep(attempt(1), vec![None]);
-        keeper.begin(attempt(3));
-        assert_eq!(keeper.take(attempt(3)).map(|k| k.len()), Some(2));
-        assert!(keeper.take(attempt(3)).is_none(), "it is handed over once");
-    }
-
-    /// An abandoned thread ends after its job was released.
-    #[test]
-    fn nothing_is_kept_of_a_released_job() {
-        let mut keeper = Keeper::default();
-        keeper.begin(attempt(1));
-        keeper.release(JobId(1));
-        keeper.keep(attempt(1), vec![None]);
-        assert!(keeper.subtasks.is_empty());
-    }
 }

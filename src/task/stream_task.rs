@@ -1,6 +1,7 @@
 //! The task loop as a step (design.md section 4): one bounded piece of work a call, never a wait.
 //!
-//! Invariant: control, barriers and the end are handled only when the chain is drained, so that a snapshot never splits a record's effects.
+//! Invariant: barriers and the end are handled only when the chain is drained, so that a snapshot never splits the effects of a record
+//! or of a watermark. Orders are obeyed in between: none of them looks at what is inside the chain.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use super::control::{ControlQueue, SharedCounters};
 use super::snapshot::{SnapshotSink, SubtaskSnapshot};
 use crate::batch::Timestamp;
 use crate::operator::{
-    Flow, Flush, Head, HeadPoll, KeyedStates, OperatorCapture, OperatorError, Place, Signal,
-    StartContext, TaskContext, TaskFaults, TaskInfo,
+    CALLS_OF_ONE_STEP_MAX, Flow, Flush, Head, HeadPoll, KeyedStates, Leftover, OperatorCapture,
+    OperatorError, Place, Signal, StartContext, TaskContext, TaskFaults, TaskInfo, Work, after,
 };
 use crate::state::{CaptureProgress, CaptureRequest, CapturedState};
 
@@ -51,6 +52,19 @@ pub(crate) enum Step {
     Failed(Box<TaskFailure>),
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A task that has nothing else to do goes on with a running capture.
+fn rest(is_capturing: bool, until: Option<Instant>) -> Step {
+    if is_capturing {
+        Step::Progress
+    } else {
+        Step::Wait { until }
+    }
+}
+
 /// Why the task waited last, for its counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waiting {
@@ -61,6 +75,7 @@ enum Waiting {
 
 struct PendingSnapshot {
     barrier: CheckpointBarrier,
+    alignment: Duration,
     captures: Vec<OperatorCapture>,
     keyed: Vec<(usize, CapturedState)>,
     keyed_left: usize,
@@ -79,6 +94,22 @@ pub(crate) struct TaskServices {
     pub(crate) faults: TaskFaults,
     /// Whether it has no inputs from other tasks.
     pub(crate) is_source: bool,
+}
+
+/// What nodes work with, of a task's own fields besides its head.
+macro_rules! context {
+    ($task:ident, $state:ident, $now:ident) => {
+        TaskContext {
+            keyed: &mut $state.keyed,
+            place: &mut $state.place,
+            now: $now,
+            held_up: $task.held_up($now),
+            calls_left: CALLS_OF_ONE_STEP_MAX,
+            clock: &$task.services.clock,
+            records_out: &mut $task.records_out,
+            faults: &$task.services.faults,
+        }
+    };
 }
 
 /// One attempt of one subtask.
@@ -101,6 +132,9 @@ pub(crate) struct StreamTask {
     armed: Vec<ArmedFault>,
     /// Injected: user code does not return.
     is_stuck: bool,
+    /// Since when the chain is not empty, hence no input asked for; and for how long it was not before.
+    held_since: Option<Instant>,
+    held_before: Duration,
 }
 
 impl StreamTask {
@@ -120,6 +154,8 @@ impl StreamTask {
             last_end: None,
             armed: Vec::new(),
             is_stuck: false,
+            held_since: None,
+            held_before: Duration::ZERO,
         }
     }
 
@@ -147,11 +183,7 @@ impl StreamTask {
             Err(OperatorError(kind)) if kind.is_symptom() && self.ending.is_some() => {
                 self.waiting = Waiting::Input;
                 // Its own part of that snapshot may still be on its way.
-                if self.is_capturing {
-                    Step::Progress
-                } else {
-                    Step::Wait { until: None }
-                }
+                rest(self.is_capturing, None)
             }
             Err(OperatorError(kind)) => Step::Failed(Box::new(self.failure(state, kind))),
         };
@@ -161,6 +193,17 @@ impl StreamTask {
 
     /// A failure of this task with its place.
     pub(crate) fn failure(&self, state: &TaskState, kind: FailureKind) -> TaskFailure {
+        let position = match state.place.work {
+            Work::Input => self.head.position(),
+            Work::Snapshot(n) => after(
+                Some(format!("the snapshot of checkpoint {n}")),
+                self.head.reached(),
+            ),
+            Work::Commit(n) => after(
+                Some(format!("the commit of checkpoint {n}")),
+                self.head.reached(),
+            ),
+        };
         let info = &self.services.info;
         TaskFailure {
             attempt: Some(info.attempt),
@@ -169,9 +212,16 @@ impl StreamTask {
                 .place
                 .operator
                 .and_then(|index| info.names.get(index).cloned()),
-            position: self.head.position(),
+            position,
             kind,
         }
+    }
+
+    /// What whoever ends the job must settle if the attempt ends here. After a panic too.
+    pub(crate) fn leftovers(&mut self) -> Vec<Box<dyn Leftover>> {
+        let mut leftovers = Vec::new();
+        self.head.leftovers(&mut leftovers);
+        leftovers
     }
 
     /// Ends the attempt's readers and writers. Called once, not after a panic.
@@ -181,14 +231,7 @@ impl StreamTask {
         now: Instant,
     ) -> Result<(), OperatorError> {
         self.services.faults.hit(FaultSite::OnClose)?;
-        let mut cx = TaskContext {
-            keyed: &mut state.keyed,
-            place: &mut state.place,
-            now,
-            clock: &self.services.clock,
-            records_out: &mut self.records_out,
-            faults: &self.services.faults,
-        };
+        let mut cx = context!(self, state, now);
         self.head.close(&mut cx)
     }
 
@@ -199,22 +242,23 @@ impl StreamTask {
             }
         }
         self.capture(state)?;
+        state.place.work = Work::Input;
         let is_capturing = self.is_capturing;
-        let mut cx = TaskContext {
-            keyed: &mut state.keyed,
-            place: &mut state.place,
-            now,
-            clock: &self.services.clock,
-            records_out: &mut self.records_out,
-            faults: &self.services.faults,
-        };
-        if self.head.resume(&mut cx)? == Flow::Blocked {
-            self.waiting = Waiting::Output;
-            return Ok(if is_capturing {
-                Step::Progress
-            } else {
-                Step::Wait { until: None }
-            });
+        let mut cx = context!(self, state, now);
+        let flow = self.head.resume(&mut cx)?;
+        Self::hold(&mut self.held_since, &mut self.held_before, flow, now);
+        match flow {
+            Flow::Drained => {}
+            Flow::Yielded => {
+                self.head.flush(Flush::Due, &mut cx)?;
+                return Ok(Step::Progress);
+            }
+            Flow::Blocked => {
+                // What was gathered for other channels leaves before the task sleeps, for who knows how long.
+                self.head.flush(Flush::All, &mut cx)?;
+                self.waiting = Waiting::Output;
+                return Ok(rest(is_capturing, None));
+            }
         }
         if self.is_finishing {
             return Ok(Step::Finished);
@@ -222,7 +266,8 @@ impl StreamTask {
         let wall_ms = self.services.clock.wall_ms_at(now) as Timestamp;
         if self.head.is_timer_due(&cx, wall_ms) {
             self.head.signal(Signal::ProcessingTime(wall_ms));
-            self.head.resume(&mut cx)?;
+            let flow = self.head.resume(&mut cx)?;
+            Self::hold(&mut self.held_since, &mut self.held_before, flow, now);
             return Ok(Step::Progress);
         }
         let before = self.records_in;
@@ -233,32 +278,33 @@ impl StreamTask {
                     return self.strike(state);
                 }
                 let flow = self.head.resume(&mut cx)?;
-                self.head.flush(Flush::Due, &mut cx)?;
+                Self::hold(&mut self.held_since, &mut self.held_before, flow, now);
+                let step = match flow {
+                    Flow::Drained | Flow::Yielded => {
+                        self.head.flush(Flush::Due, &mut cx)?;
+                        Step::Progress
+                    }
+                    Flow::Blocked => {
+                        self.head.flush(Flush::All, &mut cx)?;
+                        self.waiting = Waiting::Output;
+                        rest(is_capturing, None)
+                    }
+                };
                 if !self.has_reported_first_record && (self.records_in > 0 || self.records_out > 0)
                 {
                     self.services.faults.hit(FaultSite::OnFirstRecord)?;
                 }
-                if flow == Flow::Blocked && !is_capturing {
-                    self.waiting = Waiting::Output;
-                    return Ok(Step::Wait { until: None });
-                }
-                Ok(Step::Progress)
+                Ok(step)
             }
-            HeadPoll::Barrier(barrier) => {
-                self.begin_snapshot(barrier, state, now)?;
+            HeadPoll::Barrier { barrier, alignment } => {
+                self.begin_snapshot(barrier, alignment, state, now)?;
                 Ok(Step::Progress)
             }
             HeadPoll::Nothing { until } => {
                 self.head.flush(Flush::All, &mut cx)?;
                 let wakeup = self.head.next_wakeup(&cx);
                 self.waiting = Waiting::Input;
-                Ok(if is_capturing {
-                    Step::Progress
-                } else {
-                    Step::Wait {
-                        until: until.into_iter().chain(wakeup).min(),
-                    }
-                })
+                Ok(rest(is_capturing, until.into_iter().chain(wakeup).min()))
             }
             HeadPoll::Ended => {
                 self.head.flush(Flush::All, &mut cx)?;
@@ -267,11 +313,7 @@ impl StreamTask {
                     (self.services.events)(TaskEvent::AwaitingFinal);
                 }
                 self.waiting = Waiting::Input;
-                Ok(if is_capturing {
-                    Step::Progress
-                } else {
-                    Step::Wait { until: None }
-                })
+                Ok(rest(is_capturing, None))
             }
         }
     }
@@ -290,14 +332,8 @@ impl StreamTask {
                     keyed.confirm(checkpoint);
                     self.is_capturing = true;
                 }
-                let mut cx = TaskContext {
-                    keyed: &mut state.keyed,
-                    place: &mut state.place,
-                    now,
-                    clock: &self.services.clock,
-                    records_out: &mut self.records_out,
-                    faults: &self.services.faults,
-                };
+                state.place.work = Work::Commit(checkpoint);
+                let mut cx = context!(self, state, now);
                 self.head.complete(checkpoint, &mut cx)?;
                 if self.ending.is_some_and(|ending| ending <= checkpoint) {
                     self.is_finishing = true;
@@ -342,6 +378,7 @@ impl StreamTask {
     fn begin_snapshot(
         &mut self,
         barrier: CheckpointBarrier,
+        alignment: Duration,
         state: &mut TaskState,
         now: Instant,
     ) -> Result<(), OperatorError> {
@@ -354,14 +391,8 @@ impl StreamTask {
             self.ending = Some(barrier.checkpoint);
         }
         let mut captures = Vec::new();
-        let mut cx = TaskContext {
-            keyed: &mut state.keyed,
-            place: &mut state.place,
-            now,
-            clock: &self.services.clock,
-            records_out: &mut self.records_out,
-            faults: &self.services.faults,
-        };
+        state.place.work = Work::Snapshot(barrier.checkpoint);
+        let mut cx = context!(self, state, now);
         self.head.snapshot(&barrier, &mut captures, &mut cx)?;
         let request = CaptureRequest {
             checkpoint: barrier.checkpoint,
@@ -376,6 +407,7 @@ impl StreamTask {
         }
         self.pending.push_back(PendingSnapshot {
             barrier,
+            alignment,
             captures,
             keyed: Vec::new(),
             keyed_left,
@@ -399,6 +431,10 @@ impl StreamTask {
                 is_idle = false;
                 break;
             };
+            if let Some(oldest) = self.pending.front() {
+                state.place.operator = Some(index);
+                state.place.work = Work::Snapshot(oldest.barrier.checkpoint);
+            }
             let progress = keyed.capture(left)?;
             is_idle &= matches!(progress, CaptureProgress::Idle);
             match progress {
@@ -434,7 +470,7 @@ impl StreamTask {
             let Some(pending) = self.pending.remove(place) else {
                 return;
             };
-            let pause_us = u64::try_from(pending.longest_pause.as_micros()).unwrap_or(u64::MAX);
+            let pause_us = micros(pending.longest_pause);
             self.services
                 .counters
                 .longest_snapshot_pause_us
@@ -445,7 +481,27 @@ impl StreamTask {
                 captures: pending.captures,
                 keyed: pending.keyed,
                 longest_pause_us: pause_us,
+                alignment_us: micros(pending.alignment),
             });
+        }
+    }
+
+    fn held_up(&self, now: Instant) -> Duration {
+        let open = self
+            .held_since
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.held_before + open
+    }
+
+    /// Keeps the clock of [`TaskContext::held_up`]; of fields, since the context has borrowed others.
+    fn hold(since: &mut Option<Instant>, before: &mut Duration, flow: Flow, now: Instant) {
+        match flow {
+            Flow::Blocked | Flow::Yielded => _ = since.get_or_insert(now),
+            Flow::Drained => {
+                if let Some(since) = since.take() {
+                    *before += now.saturating_duration_since(since);
+                }
+            }
         }
     }
 

@@ -255,6 +255,7 @@ async fn wrong_keys_a_missing_bucket_and_a_dead_server_are_named() {
     let right = format!("s3://{}/x", variable("BUCKET"));
     let wrong_secret = S3Settings {
         secret_key: Some(Secret("wrong-secret".to_owned())),
+        session_token: None,
         ..s3_settings()
     };
     let wrong_key = S3Settings {

@@ -51,6 +51,7 @@ pub(crate) fn s3_settings() -> S3Settings {
         endpoint: Some(variable("ENDPOINT")),
         access_key: Some(variable("ACCESS_KEY")),
         secret_key: Some(Secret(variable("SECRET_KEY"))),
+        session_token: None,
         ..unused_s3()
     }
 }
@@ -73,6 +74,7 @@ fn unused_s3() -> S3Settings {
         is_path_style: true,
         access_key: None,
         secret_key: None,
+        session_token: None,
         connect_timeout: Duration::from_secs(5),
         read_timeout: Duration::from_secs(20),
         operation_timeout: Duration::from_secs(60),

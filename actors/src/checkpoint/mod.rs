@@ -15,6 +15,7 @@ mod protocol;
 mod record;
 mod request;
 mod retention;
+pub(crate) mod start_from;
 #[cfg(test)]
 mod state_tests;
 mod store;

@@ -421,6 +421,12 @@ impl MemoryStores {
 
 impl StoreFactory for MemoryStores {
     fn open(&self, uri: &str) -> StoreResult<Arc<dyn Store>> {
+        if !uri.contains("://") {
+            return Err(StoreError::Invalid {
+                uri: uri.to_owned(),
+                message: "has no scheme".to_owned(),
+            });
+        }
         Ok(self.at(uri))
     }
 }

@@ -11,7 +11,7 @@ use crate::checkpoint::{EpochGuard, Fate, Store, StoreFactory};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::fault::{ActorKind, FaultPoints};
-use crate::model::{CheckpointId, FailureKind, JobGraph, LeaderEpoch};
+use crate::model::{CheckpointId, CheckpointStatus, FailureKind, JobGraph, LeaderEpoch};
 
 use super::state::{Intent, State};
 use super::{CoordinatorEvents, CoordinatorMessage, RestoreChoice, RestoredSnapshot};
@@ -33,6 +33,8 @@ pub struct CoordinatorConfig {
     pub clock: Clock,
     /// Tokens, names, jitter.
     pub entropy: Entropy,
+    /// What a former leader's coordinator told people, newest last.
+    pub history: Vec<CheckpointStatus>,
     /// Where events go; called from the actor's handler, so it only hands them on.
     pub events: CoordinatorEvents,
     /// Of this node.

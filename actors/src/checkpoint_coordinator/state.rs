@@ -20,7 +20,6 @@ use crate::checkpoint::io::{self, Claim, FoundCheckpoint, Hint, Ledger, Survey};
 use crate::checkpoint::{
     self, AckResult, Begin, CheckpointFailureReason as Reason, Choice, FailureCounter, Fate,
     Header, Load, OnFailure, PendingCheckpoint, RequestQueue, Retained, Rung, Sequence, Store,
-    StoreError, StoreFactory, StoreResult,
 };
 use crate::clock::Instant;
 use crate::fault::{FaultPlace, FaultSite, InjectedError, Sabotage};
@@ -164,6 +163,8 @@ pub(super) struct State {
     dead_savepoints: VecDeque<(CheckpointId, Arc<dyn Store>)>,
     is_retaining: bool,
     deleted_below: CheckpointId,
+    /// Bounded: the one JobMaster asks once, at the end.
+    asked_for_last: Vec<oneshot::Sender<Option<CheckpointId>>>,
     ending: Option<Ending>,
     timer: Option<(Instant, JoinHandle<()>)>,
     generation: u64,
@@ -206,6 +207,7 @@ impl State {
             dead_savepoints: VecDeque::new(),
             is_retaining: false,
             deleted_below: CheckpointId(1),
+            asked_for_last: Vec::new(),
             ending: None,
             timer: None,
             generation: 0,
@@ -333,6 +335,7 @@ impl State {
             | CoordinatorMessage::Ack { .. }
             | CoordinatorMessage::Declined { .. }
             | CoordinatorMessage::AllAwaitingFinal
+            | CoordinatorMessage::LastCompleted(_)
             | CoordinatorMessage::Status(_)
             | CoordinatorMessage::Fault(_) => {}
         }
@@ -383,6 +386,7 @@ impl State {
                     });
                 }
             }
+            CoordinatorMessage::LastCompleted(reply) => self.asked_for_last.push(reply),
             // Answered in every phase; carried out by the shell.
             CoordinatorMessage::Status(_) | CoordinatorMessage::Fault(_) => {}
         }
@@ -411,6 +415,7 @@ impl State {
     }
 
     fn adopt(&mut self, number: CheckpointId, survey: Survey) {
+        self.recall_history();
         self.phase = Phase::Leading;
         self.sequence = Sequence::after(number);
         self.deleted_below = survey.deleted_below;
@@ -425,7 +430,7 @@ impl State {
             is_all_readable &= manifest.is_some();
             if let Some(manifest) = &manifest {
                 let status = self.completed_status(manifest, external.as_deref(), damage.clone());
-                self.remember(status);
+                self.remember_found(status);
             }
             let completed = Completed {
                 manifest,
@@ -513,6 +518,7 @@ impl State {
         }
         self.expire();
         self.trigger_what_is_due();
+        self.tell_last_completed();
         self.end_if_asked();
         self.write_next_record();
         self.choose_restores();

@@ -58,6 +58,9 @@ struct World {
     stores: Arc<MemoryStores>,
     epoch: Arc<Epoch>,
     graph: JobGraph,
+    /// Of a former leader.
+    history: Vec<CheckpointStatus>,
+    faults: FaultPoints,
 }
 
 struct Leader {
@@ -75,6 +78,8 @@ impl World {
             stores,
             epoch: Arc::default(),
             graph: graph(2, 8, false),
+            history: Vec::new(),
+            faults: FaultPoints::default(),
         }
     }
 
@@ -93,10 +98,11 @@ impl World {
             guard: Arc::clone(&self.epoch) as Arc<dyn EpochGuard>,
             clock: Clock::starting_at(Duration::from_secs(1_000_000)),
             entropy: Entropy::seeded(epoch),
+            history: self.history.clone(),
             events: Arc::new(move |event| {
                 let _ = sender.send(event);
             }),
-            faults: FaultPoints::default(),
+            faults: self.faults.clone(),
         };
         let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
         let (handle, _) = CheckpointCoordinator::spawn(config, root.get_cell())
@@ -486,6 +492,40 @@ async fn a_completing_checkpoint_neither_expires_nor_is_passed_over_by_a_restart
             .iter()
             .any(|e| matches!(e, CoordinatorEvent::Aborted { .. }))
     );
+}
+
+/// A job ends while a record is on its way: what is complete is known only once that is decided. A plain savepoint is no answer.
+#[tokio::test(start_paused = true)]
+async fn the_last_completed_checkpoint_is_told_after_the_record_that_is_on_its_way() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    let plans = leader.trigger().await;
+    world.store.faults(|op, key| {
+        (op == "create" && key.starts_with("chk-2/"))
+            .then_some(Fault::Slow(Duration::from_secs(500)))
+    });
+    leader.ack(&world.stores, &plans);
+    leader.suspend();
+    let (reply, answer) = oneshot::channel();
+    leader.handle.send(CoordinatorMessage::LastCompleted(reply));
+    assert_eq!(answer.await.unwrap(), Some(CheckpointId(2)));
+    assert!(world.is_completed(2));
+    assert_eq!(leader.completed().await, CheckpointId(2));
+}
+
+/// One that is suspended half-way is not complete.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_the_end_of_the_job_cut_off_is_not_the_last_completed_one() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    let first = leader.checkpoint(&world).await;
+    leader.trigger().await;
+    leader.suspend();
+    let (reply, answer) = oneshot::channel();
+    leader.handle.send(CoordinatorMessage::LastCompleted(reply));
+    assert_eq!(answer.await.unwrap(), Some(first));
 }
 
 #[tokio::test(start_paused = true)]
@@ -1053,4 +1093,100 @@ impl Leader {
         assert!(told.is_sorted());
         told
     }
+}
+
+/// What the first leader told is shown by the second one; what was under way is called failed, what lies in the store complete.
+#[tokio::test(start_paused = true)]
+async fn the_checkpoints_of_a_former_leader_stay_in_the_history() {
+    let mut world = World::new();
+    let mut first = world.lead(1).await;
+    first.run();
+    let completed = first.checkpoint(&world).await;
+    first.trigger().await;
+    first.suspend();
+    let (aborted, reason) = first.aborted().await;
+    first.run();
+    let plans = first.trigger().await;
+    world.history = first.status().await;
+    // The last one completes after the telling.
+    first.ack(&world.stores, &plans);
+    let untold = first.completed().await;
+    first.run();
+    first.trigger().await;
+    first.handle.stop();
+
+    let second = world.lead(2).await;
+    second.restored().await;
+    let status = second.status().await;
+    let seen: Vec<_> = status.iter().map(|s| (s.checkpoint, s.state)).collect();
+    assert_eq!(
+        seen,
+        [
+            (completed, CheckpointState::Completed),
+            (aborted, CheckpointState::Failed),
+            (untold, CheckpointState::Completed),
+        ]
+    );
+    assert_eq!(status[0], world.history[0], "with all that only it knew");
+    assert!(status[1].failure.as_deref().unwrap().contains(&reason));
+
+    // The store has lost sight of one that was under way: it did not complete.
+    world.history = vec![CheckpointStatus {
+        state: CheckpointState::InProgress,
+        checkpoint: CheckpointId(1),
+        ..status[0].clone()
+    }];
+    let third = world.lead(3).await;
+    third.restored().await;
+    let status = third.status().await;
+    assert_eq!(status[0].state, CheckpointState::Failed);
+    assert!(status[0].failure.as_deref().unwrap().contains("JobManager"));
+}
+
+/// Epochs of the records, by number.
+#[cfg(feature = "fault-points")]
+fn epochs(world: &World) -> Vec<u64> {
+    (1..)
+        .map_while(|n| world.store.record(n))
+        .map(|record| record.epoch.0)
+        .collect()
+}
+
+/// Two leaders on one store, each with its own idea of who takes part, until the first has had its say after the second's claim. What
+/// makes it fall silent is the epoch alone: with the switch, its records stand behind its successor's, and epochs fall (S3).
+#[cfg(feature = "fault-points")]
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_ignores_the_epoch_is_seen_in_the_order_of_epochs() {
+    use crate::fault::{Platform, Sabotage};
+    struct Nowhere;
+    impl Platform for Nowhere {
+        fn exit(&self) {}
+        fn stop(&self) {}
+        fn sleep(&self, _: Duration) {}
+    }
+    let mut world = World::new();
+    for sabotage in [&[][..], &[Sabotage::IgnoreEpoch]] {
+        world = World {
+            faults: FaultPoints::armed("jm", Vec::new(), sabotage, Arc::new(Nowhere)),
+            ..World::new()
+        };
+        let mut first = world.lead(1).await;
+        first.run();
+        first.checkpoint(&world).await;
+        let plans = first.trigger().await;
+        let second = world.lead(2).await;
+        assert!(second.restored().await.is_some());
+        first.ack(&world.stores, &plans);
+        if sabotage.is_empty() {
+            assert_eq!(first.fenced().await, LeaderEpoch(2));
+            assert!(epochs(&world).is_sorted());
+            continue;
+        }
+        first.aborted().await;
+        let plans = first.trigger().await;
+        first.ack(&world.stores, &plans);
+        first.aborted().await;
+    }
+    let epochs = epochs(&world);
+    assert!(!epochs.is_sorted(), "{epochs:?}");
 }

@@ -1,7 +1,8 @@
 //! Ten ways to break the engine on purpose: a harness is trusted only after it has caught each.
 
 /// One of them. Each is a single `if` in the code that it breaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "fault-points", derive(Debug))]
 pub enum Sabotage {
     /// A TaskManager acknowledges a checkpoint before its object is written.
     AckBeforeUpload,
@@ -19,7 +20,7 @@ pub enum Sabotage {
     DropPreImage,
     /// A job that ends keeps its slots.
     LeakSlot,
-    /// Each failure counts twice.
+    /// Each restart counts twice.
     MiscountRestarts,
     /// Some batches are processed twice.
     DeliverTwice,
@@ -40,6 +41,31 @@ impl Sabotage {
         Self::MiscountRestarts,
         Self::DeliverTwice,
     ];
+
+    /// As a node is told.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AckBeforeUpload => "ack-before-upload",
+            Self::SkipAlignment => "skip-alignment",
+            Self::IgnoreEpoch => "ignore-epoch",
+            Self::CommitWithoutPermit => "commit-without-permit",
+            Self::RestoreOlder => "restore-older",
+            Self::LoseTimer => "lose-timer",
+            Self::DropPreImage => "drop-pre-image",
+            Self::LeakSlot => "leak-slot",
+            Self::MiscountRestarts => "miscount-restarts",
+            Self::DeliverTwice => "deliver-twice",
+        }
+    }
+
+    /// By its name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|sabotage| sabotage.name() == name)
+    }
 
     pub(super) const fn bit(self) -> u32 {
         1 << self as u32

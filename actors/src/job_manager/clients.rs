@@ -1,18 +1,20 @@
 //! What clients ask of the cluster. Whatever needs I/O or another actor's answer runs aside and replies from there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::manager::{JobEntry, Manager, Runner};
-use super::store::{JobRecord, Submission};
+use super::store::{JobRecord, Past, Submission};
 use super::{JOBS_MAX, JobManagerMessage};
-use crate::checkpoint::StoreError;
-use crate::job_master::{JobMasterMessage, JobRequest, Reply, StopMode};
+use crate::checkpoint::{StoreError, StoreFactory, start_from};
+use crate::checkpoint_coordinator::RestoredSnapshot;
+use crate::job_master::{Assign, JobMasterMessage, JobRequest, Reply, StopMode};
 use crate::model::message::{ClientRequest, ClientResponse, RpcError};
 use crate::model::{
-    JobGraph, JobId, JobState, JobStatus, JobSummary, TaskFailure, TaskManagerStatus,
+    FailureKind, JobGraph, JobId, JobState, JobStatus, JobSummary, TaskFailure, TaskManagerStatus,
 };
 
 /// How long a JobMaster may take to tell its line of the list; its handlers never wait, so this is ample.
@@ -79,9 +81,19 @@ impl Manager {
             let why = format!("{JOBS_MAX} jobs run already: cancel or finish some first");
             return respond(reply, Err(RpcError::Refused(why)));
         }
+        // One that asks again, having missed the answer, was looked at before.
+        let is_new = !self.jobs.contains_key(&graph.job)
+            && self.history.iter().all(|s| s.summary.job != graph.job);
+        let (stores, assign) = (
+            Arc::clone(&self.options.stores),
+            Arc::clone(&self.options.assign),
+        );
         let record = JobRecord::new(graph, self.options.clock.wall_ms());
         let (store, myself) = (self.jobs_store.clone(), myself.clone());
         tokio::spawn(async move {
+            if is_new && let Err(why) = can_begin(&*stores, &assign, &record.graph).await {
+                return respond(reply, Err(RpcError::Refused(why)));
+            }
             let result = store.submit(&record).await;
             drop(myself.cast(JobManagerMessage::Submitted {
                 record: Box::new(record),
@@ -105,7 +117,7 @@ impl Manager {
                     || self.history.iter().any(|status| status.summary.job == job);
                 if !is_here {
                     tracing::info!(%job, name = record.graph.name, "job submitted");
-                    self.run(myself, record, None).await;
+                    self.run(myself, record, Past::default(), None).await;
                 }
                 Ok(ClientResponse::Submitted(job))
             }
@@ -204,6 +216,38 @@ impl Manager {
             notices: Vec::new(),
         }
     }
+}
+
+/// What would only fail once the job has begun: directories that cannot be used with the settings of this cluster, a snapshot to begin
+/// with that is not there or does not fit. Its objects are verified before tasks start.
+async fn can_begin(
+    stores: &dyn StoreFactory,
+    assign: &Assign,
+    graph: &JobGraph,
+) -> Result<(), String> {
+    let savepoints = &graph.settings.checkpointing.savepoint_directory;
+    for directory in std::iter::once(&graph.checkpoint_directory()).chain(savepoints) {
+        stores.open(directory).map_err(|error| error.to_string())?;
+    }
+    let Some(start) = &graph.start_from else {
+        return Ok(());
+    };
+    let (manifest, directory) = start_from::find(stores, &start.path)
+        .await
+        .map_err(|kind| match kind {
+            FailureKind::Io { message } => {
+                format!("the snapshot to begin with cannot be read: {message}; submit again")
+            }
+            kind => kind.to_string(),
+        })?;
+    let snapshot = RestoredSnapshot {
+        manifest,
+        directory,
+        is_own_checkpoint: false,
+    };
+    assign(graph, &snapshot)
+        .map(|_| ())
+        .map_err(|kind| kind.to_string())
 }
 
 /// Answers from what is remembered of a job without a JobMaster.

@@ -51,6 +51,7 @@ async fn start(
     let CoordinatorContext {
         graph,
         epoch,
+        history,
         events,
         supervisor,
     } = context;
@@ -68,6 +69,7 @@ async fn start(
         guard,
         clock,
         entropy,
+        history,
         events,
         faults,
     };

@@ -41,6 +41,9 @@ pub const JOB_MASTER_RESTARTS_MAX: usize = 3;
 /// See [`JOB_MASTER_RESTARTS_MAX`].
 pub const JOB_MASTER_RESTARTS_WINDOW: std::time::Duration = std::time::Duration::from_secs(3600);
 
+/// At least this long between two writes of one job's history: a restart storm costs the store no more.
+pub const HISTORY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What a JobManager needs.
 #[derive(Clone)]
 pub struct JobManagerOptions {
@@ -101,6 +104,11 @@ pub(crate) enum JobManagerMessage {
         job: JobId,
         status: Box<JobStatus>,
         answers: Vec<(Reply, Result<ClientResponse, RpcError>)>,
+        result: Result<(), StoreError>,
+    },
+    /// The pause after a write of a job's history is over.
+    HistoryStored {
+        job: JobId,
         result: Result<(), StoreError>,
     },
     /// Queued behind everything that the JobMaster had reported before it broke, for supervision events overtake messages.
@@ -208,6 +216,12 @@ impl JobManager {
     }
 }
 
+/// Where the probe object of a cluster lies in its checkpoint directory: one name per cluster, so that probes do not pile up.
+#[must_use]
+pub fn probe_key(cluster_id: &str) -> String {
+    format!("probe-{cluster_id}")
+}
+
 /// A directory on disk is only good when every TaskManager sees the same; an object store is shared by nature.
 async fn write_probe(options: &JobManagerOptions) -> Result<Option<StoreProbe>, StoreError> {
     let directory = &options.settings.job.checkpointing.directory;
@@ -216,8 +230,7 @@ async fn write_probe(options: &JobManagerOptions) -> Result<Option<StoreProbe>, 
     }
     let probe = StoreProbe {
         directory: directory.clone(),
-        // One name per cluster, so that probes do not pile up.
-        key: format!("probe-{}", options.settings.cluster.cluster_id),
+        key: probe_key(&options.settings.cluster.cluster_id),
         content: options.instance.to_string().into_bytes(),
     };
     options

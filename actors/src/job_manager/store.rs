@@ -1,19 +1,29 @@
-//! The jobs of a cluster in its HA store: `jobs/<job-id>/graph` from the submission on, `jobs/<job-id>/result` from the end on.
+//! The jobs of a cluster in its HA store: `jobs/<job-id>/graph` from the submission on, `jobs/<job-id>/result` from the end on, and
+//! `jobs/<job-id>/history/<epoch>` as each leader last told it.
 //!
 //! Invariant: a graph is durable before its submission is answered, and goes only after its result is there, so that a job is neither
-//! lost nor run twice. Both are created once and never changed. What they mean is the JobManager's business.
+//! lost nor run twice. Both are created once and never changed. A leader replaces only its own history, so that a stale one harms nobody's;
+//! a history that is missing or cannot be read costs nothing else. What all this means is the JobManager's business.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Created, Store, StoreError, StoreResult};
-use crate::model::{JobGraph, JobId, JobStatus};
+use crate::job_master::history::JobHistory;
+use crate::model::{JobGraph, JobId, JobStatus, LeaderEpoch};
 
 /// Tries of an operation whose outcome is unknown.
 const TRIES_MAX: u32 = 3;
+
+/// Bound of a stored history; beyond, its oldest entries go first.
+pub(crate) const HISTORY_BYTES_MAX: usize = 256 << 10;
+
+/// How long the start of a JobManager may take longer because of one job's history.
+const HISTORY_READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The format of the objects.
 const VERSION: u32 = 1;
@@ -37,6 +47,20 @@ impl JobRecord {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredHistory {
+    version: u32,
+    history: JobHistory,
+}
+
+/// What is known of a job beside its graph.
+#[derive(Default)]
+pub(super) struct Past {
+    pub(super) history: Option<Box<JobHistory>>,
+    /// Of former leaders' histories.
+    pub(super) epochs: Vec<LeaderEpoch>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct JobResult {
     version: u32,
     status: JobStatus,
@@ -56,7 +80,7 @@ pub(crate) enum Submission {
 /// What the store knows of a job.
 pub(super) enum StoredJob {
     /// To be run.
-    Open(Box<JobRecord>),
+    Open(Box<JobRecord>, Past),
     /// Ended.
     Ended(Box<JobStatus>),
     /// Its object does not decode; the others are not affected.
@@ -100,12 +124,55 @@ impl JobStore {
     pub(super) async fn forget(&self, job: JobId) -> StoreResult<()> {
         // Order matters: a graph without a result would run again.
         self.0.delete(&graph_key(job)).await?;
+        for object in self.0.list(&format!("jobs/{job}/history/")).await? {
+            self.0.delete(&object.key).await?;
+        }
         self.0.delete(&result_key(job)).await
+    }
+
+    /// Replaces this leader's history of a job, and deletes those of former ones.
+    pub(super) async fn remember(
+        &self,
+        job: JobId,
+        epoch: LeaderEpoch,
+        history: JobHistory,
+        outdated: &[LeaderEpoch],
+    ) -> StoreResult<()> {
+        self.0
+            .put(&history_key(job, epoch), encode_history(history))
+            .await?;
+        for epoch in outdated {
+            self.0.delete(&history_key(job, *epoch)).await?;
+        }
+        Ok(())
+    }
+
+    /// The newest one that can be read.
+    async fn past(&self, job: JobId, mut epochs: Vec<LeaderEpoch>) -> Past {
+        epochs.sort_unstable();
+        let read = async |epoch: LeaderEpoch| -> Result<JobHistory, String> {
+            let key = history_key(job, epoch);
+            let bytes = tokio::time::timeout(HISTORY_READ_TIMEOUT, self.0.get(&key, None))
+                .await
+                .map_err(|elapsed| elapsed.to_string())?
+                .map_err(|error| error.to_string())?;
+            decode::<StoredHistory>(&bytes).map(|stored| stored.history)
+        };
+        let mut history = None;
+        if let Some(epoch) = epochs.last() {
+            match read(*epoch).await {
+                Ok(found) => history = Some(Box::new(found)),
+                Err(why) => {
+                    tracing::warn!(%job, %epoch, why, "job history cannot be read; it begins anew");
+                }
+            }
+        }
+        Past { history, epochs }
     }
 
     /// All jobs. A store that cannot be read is an error; a job that cannot be decoded is not.
     pub(super) async fn recover(&self) -> StoreResult<BTreeMap<JobId, StoredJob>> {
-        let mut keys: BTreeMap<JobId, (bool, bool)> = BTreeMap::new();
+        let mut keys: BTreeMap<JobId, (bool, bool, Vec<LeaderEpoch>)> = BTreeMap::new();
         for object in self.0.list("jobs/").await? {
             let mut parts = object.key.split('/').skip(1);
             let (Some(Ok(job)), Some(kind)) = (parts.next().map(str::parse), parts.next()) else {
@@ -115,11 +182,17 @@ impl JobStore {
             match kind {
                 "graph" => entry.0 = true,
                 "result" => entry.1 = true,
+                "history" => entry.2.extend(
+                    parts
+                        .next()
+                        .and_then(|epoch| epoch.parse().ok())
+                        .map(LeaderEpoch),
+                ),
                 _ => {}
             }
         }
         let mut jobs = BTreeMap::new();
-        for (job, (has_graph, has_result)) in keys {
+        for (job, (has_graph, has_result, epochs)) in keys {
             let stored = if has_result {
                 match decode::<JobResult>(&self.0.get(&result_key(job), None).await?) {
                     Ok(result) => StoredJob::Ended(Box::new(result.status)),
@@ -131,7 +204,7 @@ impl JobStore {
                         StoredJob::Unreadable(format!("it holds job {}", record.graph.job))
                     }
                     Ok(record) => match record.graph.validate() {
-                        Ok(()) => StoredJob::Open(Box::new(record)),
+                        Ok(()) => StoredJob::Open(Box::new(record), self.past(job, epochs).await),
                         Err(error) => StoredJob::Unreadable(error.to_string()),
                     },
                     Err(why) => StoredJob::Unreadable(why),
@@ -161,6 +234,34 @@ fn graph_key(job: JobId) -> String {
     format!("jobs/{job}/graph")
 }
 
+fn history_key(job: JobId, epoch: LeaderEpoch) -> String {
+    format!("jobs/{job}/history/{epoch}")
+}
+
+/// Within [`HISTORY_BYTES_MAX`]: causes carry backtraces, of any length.
+fn encode_history(history: JobHistory) -> Bytes {
+    let mut stored = StoredHistory {
+        version: VERSION,
+        history,
+    };
+    loop {
+        let bytes = encode(&stored);
+        let history = &mut stored.history;
+        if bytes.len() <= HISTORY_BYTES_MAX {
+            return bytes;
+        }
+        if !history.recoveries.is_empty() {
+            history.recoveries.remove(0);
+        } else if !history.checkpoints.is_empty() {
+            history.checkpoints.remove(0);
+        } else if !history.notices.is_empty() {
+            history.notices.remove(0);
+        } else {
+            return bytes;
+        }
+    }
+}
+
 fn result_key(job: JobId) -> String {
     format!("jobs/{job}/result")
 }
@@ -181,4 +282,41 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
         return Err("the checksum does not match".to_owned());
     }
     rmp_serde::from_slice(body).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FailureKind, RecoveryPhases, RecoveryRecord, TaskFailure};
+
+    #[test]
+    fn a_history_of_any_length_is_stored_within_its_bound_and_the_newest_stays() {
+        let mut history = JobHistory::default();
+        for number in 1..=40 {
+            history.recoveries.push(RecoveryRecord {
+                number,
+                attempt: None,
+                detected_ms: 0,
+                cause: TaskFailure::of_job(FailureKind::Panic {
+                    message: String::new(),
+                    location: String::new(),
+                    backtrace: "frame\n".repeat(5_000),
+                }),
+                other_causes: Vec::new(),
+                decision: String::new(),
+                checkpoint: None,
+                skipped: Vec::new(),
+                phases: RecoveryPhases::default(),
+                restored: (0, 0),
+            });
+        }
+        let bytes = encode_history(history.clone());
+        assert!(bytes.len() <= HISTORY_BYTES_MAX, "{}", bytes.len());
+        let stored = decode::<StoredHistory>(&bytes).unwrap().history;
+        assert!(stored.recoveries.len() > 5, "{}", stored.recoveries.len());
+        assert_eq!(stored.recoveries.last(), history.recoveries.last());
+        history.recoveries = vec![history.recoveries[0].clone()];
+        history.notices = vec!["x".repeat(2 * HISTORY_BYTES_MAX)];
+        assert!(encode_history(history).len() <= HISTORY_BYTES_MAX);
+    }
 }

@@ -1,6 +1,8 @@
 //! The real JobManager with scripted TaskManagers: what outlives a process, a leader, a broken actor.
 
+use super::store::{JobStore, StoredJob};
 use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd};
+use crate::checkpoint::Store;
 use crate::fault::{ActorAddress, ActorFault, Injection};
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, ToTaskManager};
 use crate::model::*;
@@ -41,6 +43,45 @@ async fn a_graph_that_cannot_run_is_refused() {
         .request(ClientRequest::Submit(Box::new(broken)))
         .await;
     assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
+}
+
+/// Told to the client that submits, not found out by a job that restarts again and again.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_can_never_begin_is_refused_and_not_stored() {
+    let cluster = Cluster::start(&[3], running()).await;
+    let start_from = |path: &str| {
+        let mut graph = keyed();
+        graph.start_from = Some(StartFrom {
+            path: path.to_owned(),
+            allow_non_restored_state: false,
+        });
+        graph
+    };
+    let at = cluster.stores.at("memory://rubbish");
+    at.insert("_metadata", &b"rubbish"[..]);
+    let broken = cluster.stores.at("memory://silent");
+    broken.faults(|_, _| Some(crate::checkpoint::testing::Fault::Fail));
+    let mut hopeless = keyed();
+    hopeless.settings.checkpointing.savepoint_directory = Some("nowhere".to_owned());
+    for (graph, word) in [
+        (
+            start_from("memory://nothing/savepoint-1"),
+            "no snapshot at memory://nothing/savepoint-1",
+        ),
+        (start_from("memory://rubbish"), "cannot be read"),
+        (start_from("memory://silent"), "submit again"),
+        (hopeless, "nowhere"),
+    ] {
+        let answer = cluster
+            .request(ClientRequest::Submit(Box::new(graph)))
+            .await;
+        let Err(RpcError::Refused(why)) = answer else {
+            panic!("{word}: {answer:?}");
+        };
+        assert!(why.contains(word), "{word}: {why}");
+    }
+    let store = cluster.stores.at("memory://ha");
+    assert_eq!(store.list("jobs/").await.unwrap(), []);
 }
 
 /// The first leader shuts down; its tasks run on, are told to stop by the second one, and their successors may inherit their state.
@@ -119,7 +160,6 @@ async fn the_history_of_ended_jobs_is_bounded_also_in_the_store() {
         cluster.submit(&graph).await;
         cluster.until_state(graph.job, JobState::Finished).await;
     }
-    use crate::checkpoint::Store;
     let store = cluster.stores.at("memory://ha");
     until("only those", async || {
         (store.list("jobs/").await.unwrap().len() == 2 * HISTORY_MAX).then_some(())
@@ -145,7 +185,6 @@ async fn one_unreadable_job_does_not_keep_the_others_from_running() {
         handle.join().await,
         JobManagerEnd::LeadershipLost("test".to_owned())
     );
-    use crate::checkpoint::Store;
     let store = stores.at("memory://ha");
     let damaged = JobId(9);
     store
@@ -185,13 +224,15 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
                 .then_some(status)
         })
         .await;
+        assert_eq!(status.recoveries.len(), n as usize);
+        let recovery = status.recoveries.last().unwrap();
         assert!(
-            status.recoveries[0]
+            recovery
                 .cause
                 .to_string()
                 .contains("injected panic of JobMaster")
         );
-        assert_eq!(status.recoveries[0].restored, (6, 0), "in place");
+        assert_eq!(recovery.restored, (6, 0), "in place");
     }
     panic().await;
     // A request that meets the panic is dropped, which its client is told; it asks again.
@@ -271,6 +312,229 @@ async fn a_process_that_takes_over_a_name_replaces_its_predecessor() {
     assert_eq!(new.running().len(), 2);
 }
 
+/// Two of three attempts are used up under the first leader: under the second, one failure is left, and all is still told.
+#[tokio::test(start_paused = true)]
+async fn the_next_leader_knows_the_history_and_what_the_strategy_has_used_up() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    first.coordinators.0.lock().unwrap().newest = 3;
+    let fail = |cluster: &Cluster| {
+        let (tm, attempt) = cluster.running()[0].clone();
+        tm.fail(attempt, crate::testing::cluster::io("sink"));
+    };
+    for n in 1..=2 {
+        fail(&first);
+        first.until_recovered(JOB, n).await;
+    }
+    let stored = JobStore::new(first.stores.at("memory://ha"));
+    let before = first.status(JOB).await;
+    until("the history is stored", async || {
+        let jobs = stored.recover().await.unwrap();
+        let Some(StoredJob::Open(_, past)) = jobs.into_values().next() else {
+            panic!("one open job");
+        };
+        (past.history?.recoveries == before.recoveries).then_some(())
+    })
+    .await;
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        task_managers,
+    } = first;
+    handle.join().await;
+
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    for tm in &task_managers {
+        let tm = tm.moved_to(second.handle.peer_events());
+        tm.register(1);
+        second.task_managers.push(tm);
+    }
+    let status = second.until_recovered(JOB, 3).await;
+    assert_eq!(status.recoveries[..2], before.recoveries);
+    assert_eq!(status.recoveries[2].number, 3);
+    assert_eq!(status.summary.restarts, 2, "taking over is no restart");
+    fail(&second);
+    let status = second.until_recovered(JOB, 4).await;
+    assert!(status.recoveries[3].decision.contains("attempt 3 of 3"));
+    until("one object of the new leader's", async || {
+        let keys = second.stores.at("memory://ha").list("jobs/").await.unwrap();
+        let histories: Vec<_> = keys.iter().filter(|o| o.key.contains("history")).collect();
+        (histories.len() == 1 && histories[0].key.ends_with("history/2")).then_some(())
+    })
+    .await;
+    fail(&second);
+    let status = second.until_state(JOB, JobState::Failed).await;
+    assert_eq!(status.summary.restarts, 3);
+    assert_eq!(status.recoveries.len(), 5);
+}
+
+/// Quiet for longer than the strategy remembers, and only then another leader.
+#[tokio::test(start_paused = true)]
+async fn what_the_strategy_has_forgotten_stays_forgotten() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    let (tm, attempt) = first.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    first.until_recovered(JOB, 1).await;
+    tokio::time::sleep(2 * crate::restart::FIXED_DELAY_RESET).await;
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        task_managers,
+    } = first;
+    handle.join().await;
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    for tm in &task_managers {
+        let tm = tm.moved_to(second.handle.peer_events());
+        tm.register(1);
+        second.task_managers.push(tm);
+    }
+    second.until_recovered(JOB, 2).await;
+    let (tm, attempt) = second.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    let status = second.until_recovered(JOB, 3).await;
+    let decision = &status.recoveries[2].decision;
+    assert!(decision.contains("attempt 1 of 3"), "{decision}");
+}
+
+/// Nothing waits for it: not a recovery while it cannot be written, and not the next leader while it cannot be read.
+#[tokio::test(start_paused = true)]
+async fn a_history_that_cannot_be_stored_or_read_costs_nothing_else() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    let store = first.stores.at("memory://ha");
+    let forever = std::time::Duration::from_secs(1_000_000);
+    store.faults(move |_, key| {
+        key.contains("history")
+            .then_some(crate::checkpoint::testing::Fault::Slow(forever))
+    });
+    let (tm, attempt) = first.running()[0].clone();
+    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    first.until_recovered(JOB, 1).await;
+    store.insert(&format!("jobs/{JOB}/history/1"), &b"rubbish"[..]);
+    first.handle.control().shutdown();
+    let Cluster {
+        handle,
+        coordinators,
+        stores,
+        ..
+    } = first;
+    handle.join().await;
+    let mut second = Cluster::lead(2, stores, coordinators).await;
+    second.add(3, running());
+    let status = second.until_recovered(JOB, 1).await;
+    assert_eq!(status.recoveries.len(), 1, "only that of the second leader");
+}
+
+/// A TaskManager whose task ignored its cancellation lives on with a slot less: the job's slot there is gone, and taken elsewhere.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_slot_is_given_to_nobody() {
+    let mut cluster = Cluster::start(&[2, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let host = cluster.task_managers[0].clone();
+    assert_eq!(host.running().len(), 4, "two slots of two tasks");
+    let spare = cluster.add(1, running());
+    let stuck = host.running()[0];
+    host.state.lock().unwrap().running.remove(&stuck);
+    host.register(1);
+    let kind = FailureKind::CancellationTimeout { seconds: 30 };
+    host.fail(stuck, kind);
+    cluster.until_recovered(JOB, 1).await;
+    assert_eq!((host.running().len(), spare.running().len()), (2, 2));
+    // It kept the slot whose tasks were well.
+    assert!(host.running().iter().all(|a| a.subtask != stuck.subtask));
+    let Ok(ClientResponse::TaskManagers(list)) =
+        cluster.request(ClientRequest::ListTaskManagers).await
+    else {
+        panic!("a list");
+    };
+    assert!(list.iter().all(|tm| tm.slots == (0, 1)), "{list:?}");
+
+    // The task ends after all: the slot is back, and the next loss finds it.
+    host.register(2);
+    spare.lose();
+    cluster.until_recovered(JOB, 2).await;
+    assert_eq!(host.running().len(), 4);
+}
+
+/// Whatever a registration says, the JobManager lives on, and nobody gets slots that cannot be.
+#[tokio::test(start_paused = true)]
+async fn registrations_that_cannot_be_true_are_refused() {
+    let mut cluster = Cluster::start(&[1, 1, 1], running()).await;
+    for _ in 0..2 {
+        let liar = cluster.add(u32::MAX, running());
+        let why = liar
+            .state
+            .lock()
+            .unwrap()
+            .closed
+            .clone()
+            .unwrap_or_default();
+        let why = match why.as_str() {
+            "" => {
+                until("refused", async || {
+                    liar.state.lock().unwrap().closed.clone()
+                })
+                .await
+            }
+            _ => why,
+        };
+        assert!(why.contains("taskmanager.numberOfTaskSlots"), "{why}");
+    }
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let tasks = |n: usize| cluster.task_managers[n].running().len();
+    assert_eq!((tasks(3), tasks(4)), (0, 0));
+
+    // The same process under another address: what it was is lost.
+    let mut other = cluster.task_managers[0].clone();
+    other.location.data_address = "elsewhere:1".to_owned();
+    cluster.add(1, running());
+    other.register(1);
+    until("given up", async || {
+        other.state.lock().unwrap().closed.clone()
+    })
+    .await;
+    cluster.until_recovered(JOB, 1).await;
+    assert_eq!(cluster.task_managers[5].running().len(), 2);
+}
+
+/// Registering again changes nothing; a report about a task of another TaskManager is no report.
+#[tokio::test(start_paused = true)]
+async fn a_taskmanager_speaks_for_its_own_tasks_only() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    let before = cluster.until_state(JOB, JobState::Running).await;
+    let (one, other) = (&cluster.task_managers[0], &cluster.task_managers[1]);
+    one.register(1);
+    let foreign = other.running()[0];
+    one.fail(foreign, crate::testing::cluster::io("not mine"));
+    // Claims to run tasks that no job has, of an epoch that nobody leads in.
+    let mut invented = one.running()[0];
+    invented.subtask = SubtaskIndex(u32::MAX);
+    invented.epoch = LeaderEpoch(99);
+    one.state.lock().unwrap().running.insert(invented);
+    one.register(1);
+    until("told to stop it", async || {
+        one.has_received(
+            |m| matches!(m, ToTaskManager::Registered { stop, .. } if stop == &[invented]),
+        )
+        .then_some(())
+    })
+    .await;
+    let after = cluster.status(JOB).await;
+    assert_eq!(after.recoveries, []);
+    assert_eq!(after.subtasks, before.subtasks);
+}
+
 /// The real coordinator: checkpoints, a failure that restores the newest, a savepoint, another leader, a stop, and no second life.
 #[tokio::test(start_paused = true)]
 async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_stops_for_good() {
@@ -319,8 +583,9 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
         tm.register(1);
         second.task_managers.push(tm);
     }
-    let status = second.until_recovered(JOB, 1).await;
-    assert!(status.recoveries[0].checkpoint.unwrap() >= newest);
+    let status = second.until_recovered(JOB, 2).await;
+    assert_eq!(status.recoveries[0].checkpoint, Some(restored));
+    assert!(status.recoveries[1].checkpoint.unwrap() >= newest);
     let stop = ClientRequest::Stop {
         job: JOB,
         directory: None,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: `advance` looks at facts (who lives, what was granted, what time it is), never at the order in which they came.
 
+mod ending;
 mod failures;
 mod preparing;
 mod reports;
@@ -10,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ractor::ActorRef;
-use tokio::sync::oneshot;
 
+pub(super) use ending::EndStage;
+
+use super::history::Telling;
 use super::injection::Armed;
 use super::recovery::Recovery;
 use super::requests::StopRequest;
@@ -24,7 +27,7 @@ use crate::clock::Instant;
 use crate::execution_graph::ExecutionGraph;
 use crate::failover::{Regions, SubtaskId};
 use crate::fault::{FaultPlace, FaultSite, InjectedError};
-use crate::model::message::ToTaskManager;
+use crate::model::message::{PreparedOutput, ToTaskManager};
 use crate::model::{
     CheckpointId, ExecutionAttemptId, FailureKind, InstanceId, JobState, RecoveryRecord,
     SnapshotKind, TaskFailure, TaskManagerLocation, TaskState,
@@ -66,7 +69,7 @@ pub(super) enum Phase {
     /// No task shall live; then the `Terminal` record is written.
     Ending {
         state: JobState,
-        is_terminating: bool,
+        stage: EndStage,
     },
     /// Ended for good, or suspended.
     Over(JobState),
@@ -90,7 +93,7 @@ pub(super) struct Master {
     is_checkpointing: bool,
     pub(super) executions: ExecutionGraph,
     regions: Regions,
-    backoff: RestartBackoff,
+    pub(super) backoff: RestartBackoff,
     /// Number of the preparation; what belongs to an older one is ignored.
     wave: u64,
     pub(super) peers: BTreeMap<InstanceId, PeerHandle>,
@@ -99,7 +102,8 @@ pub(super) struct Master {
     former: BTreeMap<SubtaskId, InstanceId>,
     recovery: Option<Recovery>,
     pub(super) recoveries: VecDeque<RecoveryRecord>,
-    recovery_count: u32,
+    pub(super) recovery_count: u32,
+    pub(super) telling: Telling,
     damaged: Vec<(CheckpointId, String)>,
     /// Stepped over in this incident already: each is free of charge once.
     known_damaged: BTreeSet<CheckpointId>,
@@ -116,6 +120,9 @@ pub(super) struct Master {
     pub(super) cancel_waiters: Vec<Reply>,
     pub(super) ended_ms: Option<u64>,
     pub(super) armed: Armed,
+    /// At the job's end: TaskManagers that have not answered yet, and what they were told.
+    releasing: BTreeSet<InstanceId>,
+    output: PreparedOutput,
 }
 
 impl Master {
@@ -148,6 +155,7 @@ impl Master {
             recovery: None,
             recoveries: VecDeque::new(),
             recovery_count: 0,
+            telling: Telling::default(),
             damaged: Vec::new(),
             known_damaged: BTreeSet::new(),
             restarts: 0,
@@ -161,12 +169,17 @@ impl Master {
             cancel_waiters: Vec::new(),
             ended_ms: None,
             armed: Armed::default(),
+            releasing: BTreeSet::new(),
+            output: PreparedOutput::Keep,
             options,
         }
     }
 
     pub(super) fn start(&mut self) {
         tracing::info!(job = %self.options.graph.job, epoch = %self.options.epoch, name = %self.options.graph.name, "job begins");
+        if let Some(history) = self.options.history.take() {
+            self.recall(*history);
+        }
         if let Some(kind) = self.options.recovered.clone() {
             let mut recovery = self.open_recovery(TaskFailure::of_job(kind));
             recovery.decided("taken up again by this JobManager, at once".to_owned());
@@ -185,7 +198,7 @@ impl Master {
             self.phase,
             Phase::Over(_)
                 | Phase::Ending {
-                    is_terminating: true,
+                    stage: EndStage::Terminating,
                     ..
                 }
         )
@@ -232,7 +245,10 @@ impl Master {
                 }
             }
             JobMasterMessage::Request(request) => self.on_request(request),
+            JobMasterMessage::HistoryAsked(checkpoints) => self.on_history_asked(checkpoints),
+            JobMasterMessage::StrategyForgets => self.on_strategy_forgets(),
             JobMasterMessage::StopSavepoint(result) => self.on_stop_savepoint(result),
+            JobMasterMessage::Settled(output) => self.on_settled(output),
             JobMasterMessage::Terminated {
                 is_durable,
                 checkpoints,
@@ -278,6 +294,9 @@ impl Master {
             recovery.restored(now);
         }
         self.known_damaged.clear();
+        if self.recovery.is_some() {
+            self.tell_history();
+        }
         self.phase = Phase::Running;
         let mut participants: BTreeMap<InstanceId, Vec<ExecutionAttemptId>> = BTreeMap::new();
         for (_, attempt, instance) in self.executions.live() {
@@ -298,7 +317,7 @@ impl Master {
         {
             self.phase = Phase::Ending {
                 state: JobState::Finished,
-                is_terminating: false,
+                stage: EndStage::Stopping,
             };
             return false;
         }
@@ -310,57 +329,6 @@ impl Master {
             self.is_final_asked = true;
             self.ask_for_final_checkpoint();
         }
-        true
-    }
-
-    /// Returns whether there is something to wait for.
-    fn end(&mut self) -> bool {
-        let Phase::Ending {
-            state,
-            is_terminating: false,
-        } = self.phase
-        else {
-            return true;
-        };
-        if self.executions.live().next().is_some() {
-            return true;
-        }
-        // It may be writing its first record; it can write the last one only after that.
-        if self.coordinator_state == CoordinatorState::Starting {
-            return true;
-        }
-        // A client that waits for a savepoint's path gets it before the coordinator goes.
-        if state == JobState::Finished && self.is_stop_savepoint_pending() {
-            return true;
-        }
-        self.phase = Phase::Ending {
-            state,
-            is_terminating: true,
-        };
-        let message = self.failure.as_ref().map(ToString::to_string);
-        tracing::info!(job = %self.options.graph.job, %state, message, "job ends");
-        let (terminate_reply, terminated) = oneshot::channel();
-        let (status_reply, history) = oneshot::channel();
-        let has_coordinator = self.coordinator.is_some();
-        self.tell_coordinator(CoordinatorMessage::Status(status_reply));
-        self.tell_coordinator(CoordinatorMessage::Terminate {
-            state,
-            message,
-            reply: terminate_reply,
-        });
-        let myself = self.myself.clone();
-        tokio::spawn(async move {
-            let checkpoints = history.await.unwrap_or_default();
-            // Without a coordinator there is no record that could be missed.
-            let is_durable = terminated.await.is_ok() || !has_coordinator;
-            cast(
-                &myself,
-                JobMasterMessage::Terminated {
-                    is_durable,
-                    checkpoints,
-                },
-            );
-        });
         true
     }
 
@@ -397,6 +365,7 @@ impl Master {
                 tracing::warn!(%job, %checkpoint, reason, "checkpoint aborted");
                 self.send_to_all(&ToTaskManager::NotifyCheckpointAborted { job, checkpoint });
                 // A final checkpoint is taken again by the coordinator itself.
+                self.tell_history();
             }
             CoordinatorEvent::Failure(kind) => {
                 self.fail(TaskFailure::of_job(kind), &[], None);
@@ -411,6 +380,7 @@ impl Master {
     fn on_timer(&mut self, timer: Timer) {
         match timer {
             Timer::Delay => {}
+            Timer::Release => self.release_no_longer(),
             Timer::Slots => {
                 if let Phase::Preparing(preparation) = &self.phase
                     && let Slots::Asked { available } = preparation.slots
@@ -475,19 +445,6 @@ impl Master {
         }
     }
 
-    /// Stops everything; the job ends in `state` when nothing lives any more.
-    pub(super) fn end_with(&mut self, state: JobState) {
-        self.suspend_checkpoints("the job is ending");
-        self.abandon_stop();
-        self.wave += 1;
-        self.phase = Phase::Ending {
-            state,
-            is_terminating: false,
-        };
-        let all = self.regions.all();
-        self.stop_tasks(&all);
-    }
-
     fn fenced(&mut self, message: String) {
         tracing::error!(job = %self.options.graph.job, epoch = %self.options.epoch, message, "fenced");
         let job = self.options.graph.job;
@@ -503,36 +460,6 @@ impl Master {
         tracing::info!(job = %self.options.graph.job, reason, "job is suspended");
         self.phase = Phase::Over(JobState::Suspended);
         self.refuse_waiters(&format!("this JobManager no longer runs the job: {reason}"));
-    }
-
-    fn on_terminated(
-        &mut self,
-        is_durable: bool,
-        checkpoints: Vec<crate::model::CheckpointStatus>,
-    ) {
-        let Phase::Ending { state, .. } = self.phase else {
-            return;
-        };
-        if !is_durable {
-            self.notice(
-                "the job's last record could not be written; its result is kept by the JobManager"
-                    .to_owned(),
-            );
-        }
-        let job = self.options.graph.job;
-        for peer in self.peers.values() {
-            (peer.send)(ToTaskManager::ReleaseJob { job });
-        }
-        self.ended_ms = Some(self.options.clock.wall_ms());
-        self.phase = Phase::Over(state);
-        let mut status = self.status();
-        status.checkpoints = checkpoints;
-        let answers = self.final_answers(state);
-        (self.options.reports)(JobMasterReport::Ended {
-            job,
-            status: Box::new(status),
-            answers,
-        });
     }
 
     fn suspend_checkpoints(&mut self, reason: &str) {

@@ -5,6 +5,7 @@
 //! the coordinator. No handler waits: outcomes come back as messages.
 
 mod deploy;
+pub(crate) mod history;
 mod injection;
 mod master;
 mod recovery;
@@ -19,6 +20,7 @@ use futures::future::BoxFuture;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
+use self::history::JobHistory;
 use crate::checkpoint_coordinator::{
     CoordinatorEvent, CoordinatorEvents, CoordinatorMessage, RestoreChoice, RestoredSnapshot,
 };
@@ -26,7 +28,7 @@ use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::failover::SubtaskId;
 use crate::fault::{ActorFault, ActorKind, FaultPoints, TaskAddress, UserFault};
-use crate::model::message::{ClientResponse, RpcError, ToJobManager};
+use crate::model::message::{ClientResponse, PreparedOutput, RpcError, ToJobManager};
 use crate::model::{
     Attempt, CheckpointStatus, ExecutionAttemptId, FailureKind, InstanceId, JobGraph, JobId,
     JobState, JobStatus, JobSummary, LeaderEpoch, TaskManagerLocation, TaskRestore,
@@ -53,6 +55,8 @@ pub struct CoordinatorContext {
     pub graph: Arc<JobGraph>,
     /// For its records.
     pub epoch: LeaderEpoch,
+    /// What a former leader's coordinator told people, newest last.
+    pub history: Vec<CheckpointStatus>,
     /// Receives its events.
     pub events: CoordinatorEvents,
     /// The JobMaster's actor, to be linked to.
@@ -180,8 +184,14 @@ pub(crate) enum JobMasterMessage {
         timer: Timer,
     },
     Request(JobRequest),
+    /// What the coordinator shows, for the history; `None`: there is no coordinator.
+    HistoryAsked(Option<Vec<CheckpointStatus>>),
+    /// The strategy may have forgotten its failures by now.
+    StrategyForgets,
     /// The savepoint of a `Stop` is complete, or will never be.
     StopSavepoint(Result<String, String>),
+    /// The last completed checkpoint of a job that is ending; `Keep`: the coordinator went without saying so.
+    Settled(PreparedOutput),
     /// The `Terminal` record is durable; `false`: the coordinator went without saying so.
     Terminated {
         is_durable: bool,
@@ -204,6 +214,8 @@ pub(crate) enum Timer {
     Slots,
     /// `task.cancellation.timeout`, with a margin for the TaskManager's own watchdog.
     Stop,
+    /// For TaskManagers that do not release the job.
+    Release,
 }
 
 /// From the JobMaster to the JobManager.
@@ -219,6 +231,11 @@ pub(crate) enum JobMasterReport {
     DeclareLost {
         instance: InstanceId,
         cause: FailureKind,
+    },
+    /// What a successor shall know.
+    History {
+        job: JobId,
+        history: Box<JobHistory>,
     },
     /// The job has ended for good.
     Ended {
@@ -250,6 +267,8 @@ pub(crate) struct JobMasterOptions {
     pub(crate) used_waves: Attempt,
     /// Why the job is taken up again; `None` for a new one.
     pub(crate) recovered: Option<FailureKind>,
+    /// What a predecessor told.
+    pub(crate) history: Option<Box<JobHistory>>,
     /// Of this node.
     pub(crate) faults: FaultPoints,
 }

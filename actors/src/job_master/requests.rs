@@ -4,7 +4,7 @@
 
 use tokio::sync::oneshot;
 
-use super::master::{Master, Phase, Slots, cast};
+use super::master::{EndStage, Master, Phase, Slots, cast};
 use super::{JobMasterMessage, JobRequest, Reply, StopMode, WAITERS_MAX};
 use crate::checkpoint_coordinator::CoordinatorMessage;
 use crate::model::message::{ClientResponse, RpcError, ToTaskManager};
@@ -68,9 +68,10 @@ impl Master {
     ) {
         let (ask, answer) = oneshot::channel();
         self.tell_coordinator(CoordinatorMessage::Status(ask));
+        let former = self.former_checkpoints();
         tokio::spawn(async move {
-            // Without a coordinator there is no history yet.
-            let checkpoints = answer.await.unwrap_or_default();
+            // Without a coordinator there is only what a former one had.
+            let checkpoints = answer.await.unwrap_or(former);
             respond(reply, Ok(response(checkpoints)));
         });
     }
@@ -352,10 +353,17 @@ impl Master {
                 StopMode::Drain => "draining before the savepoint".to_owned(),
             }),
             Phase::Ending {
-                is_terminating: false,
+                stage: EndStage::Stopping,
                 ..
             } => Some(format!("stopping: {live} of {total} tasks still run")),
-            Phase::Ending { .. } => Some("writing the job's last record".to_owned()),
+            Phase::Ending {
+                stage: EndStage::Settling | EndStage::Releasing,
+                ..
+            } => Some("committing the output of the last checkpoint".to_owned()),
+            Phase::Ending {
+                stage: EndStage::Terminating,
+                ..
+            } => Some("writing the job's last record".to_owned()),
             Phase::Over(_) => None,
         }
     }

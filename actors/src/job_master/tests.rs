@@ -7,9 +7,10 @@ use std::time::Duration;
 use perennial_config::RestartStrategy;
 
 use crate::checkpoint_coordinator::CoordinatorEvent;
+use crate::clock::Instant;
 use crate::job_manager::JobManagerEnd;
 use crate::model::message::{
-    ClientRequest, ClientResponse, TaskOutcome, ToJobManager, ToTaskManager,
+    ClientRequest, ClientResponse, PreparedOutput, TaskOutcome, ToJobManager, ToTaskManager,
 };
 use crate::model::*;
 use crate::testing::cluster::{Behave, Behaviour, Cluster, io, running, until};
@@ -413,6 +414,73 @@ async fn a_job_can_be_cancelled_in_every_state() {
         let again = cluster.request(ClientRequest::Cancel(JOB)).await;
         assert_eq!(again, Ok(ClientResponse::Canceled));
     }
+}
+
+/// The record of a checkpoint was written when the tasks were told to stop: TaskManagers hear of it with the end of the job, and the job
+/// has not ended before they have done what follows from it.
+#[tokio::test(start_paused = true)]
+async fn output_is_settled_after_the_last_task_and_before_the_last_record() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    cluster.coordinators.0.lock().unwrap().newest = 5;
+    for tm in &cluster.task_managers[1..] {
+        tm.state.lock().unwrap().keeps_jobs = true;
+    }
+    let began = Instant::now();
+    let cancel = cluster.request(ClientRequest::Cancel(JOB));
+    let look = async {
+        until("the release", async || {
+            let note = cluster.status(JOB).await.note.unwrap_or_default();
+            note.starts_with("committing the output").then_some(())
+        })
+        .await;
+        assert_eq!(cluster.running().len(), 0);
+        assert!(!cluster.log().iter().any(|l| l.starts_with("terminate")));
+        // One answers late, the other never.
+        let job = JOB;
+        cluster.task_managers[1].report(ToJobManager::JobReleased { job });
+    };
+    let (answer, ()) = tokio::join!(cancel, look);
+    assert_eq!(answer, Ok(ClientResponse::Canceled));
+    assert!(began.elapsed() >= Duration::from_secs(30));
+    assert_eq!(cluster.log().last().unwrap(), "terminate CANCELED");
+    let completed = Some(CheckpointId(5));
+    let output = PreparedOutput::Settle { completed };
+    for tm in &cluster.task_managers {
+        let is_told = |m: &ToTaskManager| matches!(m, ToTaskManager::ReleaseJob { output: o, .. } if *o == output);
+        assert!(tm.has_received(is_told));
+    }
+    let notices = cluster.status(JOB).await.notices;
+    assert!(
+        notices
+            .iter()
+            .any(|n| n.contains("not settled within 30 s")),
+        "{notices:?}"
+    );
+}
+
+/// One that dies has nothing left to settle.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_does_not_wait_for_a_lost_task_manager() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let tm = cluster.task_managers[2].clone();
+    tm.state.lock().unwrap().keeps_jobs = true;
+    let began = Instant::now();
+    let cancel = cluster.request(ClientRequest::Cancel(JOB));
+    let lose = async {
+        until("the release", async || {
+            tm.has_received(|m| matches!(m, ToTaskManager::ReleaseJob { .. }))
+                .then_some(())
+        })
+        .await;
+        tm.lose();
+    };
+    let (answer, ()) = tokio::join!(cancel, lose);
+    assert_eq!(answer, Ok(ClientResponse::Canceled));
+    assert!(began.elapsed() < Duration::from_secs(30));
 }
 
 #[tokio::test(start_paused = true)]

@@ -185,7 +185,9 @@ pub struct TaskFailure {
     pub vertex: Option<String>,
     /// The operator that was running, by name.
     pub operator: Option<String>,
-    /// Where in the input: `split@position`, or the channel and sequence number.
+    /// Where in the input. Of a source in the task: `split@position` of the record itself, or `split@first..=last` where one of several
+    /// records may be meant. Else the record's number in its channel and batch. Work that is no record's (a timer, a snapshot, a commit) is
+    /// named, `after` the last record before it.
     pub position: Option<String>,
     /// What.
     pub kind: FailureKind,

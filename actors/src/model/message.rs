@@ -113,10 +113,12 @@ pub enum ToTaskManager {
         /// Whose.
         job: JobId,
     },
-    /// The job is over: drop kept state and directories.
+    /// The job is over: settle what sinks had prepared, drop kept state and directories, answer with [`ToJobManager::JobReleased`].
     ReleaseJob {
         /// Which.
         job: JobId,
+        /// What becomes of output that is not committed.
+        output: PreparedOutput,
     },
     /// Answered by a heartbeat; the number returns.
     HeartbeatRequest {
@@ -241,6 +243,11 @@ pub enum ToJobManager {
         /// Why.
         reason: String,
     },
+    /// Nothing of the job is left here.
+    JobReleased {
+        /// Which.
+        job: JobId,
+    },
     /// Alive; with the counters of all tasks here.
     Heartbeat {
         /// From the request.
@@ -253,6 +260,22 @@ pub enum ToJobManager {
         /// For the log.
         reason: String,
     },
+}
+
+/// What becomes, at the end of a job, of output that its tasks had prepared and not committed when they ended.
+///
+/// A checkpoint counts from its record on, whatever happens next: what was prepared for it is part of the answer, also when the tasks
+/// were stopped, or failed, before they heard of it. Nobody else would commit it: a job that has ended does not restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PreparedOutput {
+    /// All checkpoints are decided: what belongs to the last completed one is committed, the rest is removed. Output of plain savepoints
+    /// stays hidden: a restore from one commits it.
+    Settle {
+        /// `None`: none was ever complete.
+        completed: Option<CheckpointId>,
+    },
+    /// Nobody knows what is complete: it is left as it is.
+    Keep,
 }
 
 /// How an attempt ended.

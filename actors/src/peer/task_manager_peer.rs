@@ -350,6 +350,7 @@ impl PeerState {
             | ToJobManager::TaskEnded { .. }
             | ToJobManager::CheckpointAck(_)
             | ToJobManager::CheckpointDeclined { .. }
+            | ToJobManager::JobReleased { .. }
             | ToJobManager::Heartbeat { .. } => None,
         };
         (self.options.events)(PeerEvent::Message {

@@ -56,7 +56,7 @@ pub enum HandshakeError {
     },
     /// Another cluster, or an impostor.
     #[error(
-        "authentication failed: `security.cluster-secret` must be the same on all nodes of a cluster"
+        "authentication failed: `security.cluster-secret` must be the same on all nodes and clients of a cluster"
     )]
     Secret,
     /// Too slow.
@@ -400,7 +400,7 @@ mod tests {
         ));
         let text = error.into_rpc("jm:1").to_string();
         assert!(
-            text.contains("version 7") && text.contains("1 here"),
+            text.contains("version 7") && text.contains("2 here"),
             "{text}"
         );
     }

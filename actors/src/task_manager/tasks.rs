@@ -338,7 +338,7 @@ impl State {
         }
         tracing::info!(job = %attempt.job, vertex = %attempt.vertex, subtask = %attempt.subtask, attempt = %attempt.attempt, ?outcome, "task ended");
         self.send(ToJobManager::TaskEnded { attempt, outcome });
-        self.release_ended();
+        self.release_ended(myself);
         self.close_when_empty(myself);
     }
 
@@ -367,14 +367,16 @@ impl State {
     }
 
     /// Drops what is kept of jobs that were released and have no task left.
-    pub(super) fn release_ended(&mut self) {
+    pub(super) fn release_ended(&mut self, myself: &ActorRef<Message>) {
         let running: BTreeSet<JobId> = self.tasks.keys().map(|a| a.job).collect();
-        let (kept, ended): (BTreeSet<_>, BTreeSet<_>) = std::mem::take(&mut self.releasing)
+        let (kept, ended): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.releasing)
             .into_iter()
-            .partition(|job| running.contains(job));
+            .partition(|(job, _)| running.contains(job));
         self.releasing = kept;
-        for job in ended {
-            self.options.runner.release_job(job);
+        for (job, output) in ended {
+            let target = myself.clone();
+            let done = Box::new(move || cast(&target, Message::Released(job)));
+            self.options.runner.release_job(job, output, done);
             self.highest.retain(|(of, _, _), _| *of != job);
         }
     }

@@ -167,6 +167,10 @@ impl Coordinators {
                     skipped,
                 }));
             }
+            CoordinatorMessage::LastCompleted(reply) => {
+                let newest = self.0.lock().unwrap().newest;
+                let _ = reply.send((newest > 0).then_some(CheckpointId(newest)));
+            }
             CoordinatorMessage::Terminate {
                 state,
                 message,
@@ -256,6 +260,8 @@ pub(crate) struct FakeState {
     behave: Behave,
     /// Does not react to `Stop`.
     pub(crate) is_stuck: bool,
+    /// It does not answer when a job is released.
+    pub(crate) keeps_jobs: bool,
     /// Receives nothing, as on a cut link.
     pub(crate) is_deaf: bool,
     pub(crate) closed: Option<String>,
@@ -278,6 +284,7 @@ impl FakeTaskManager {
                 graph: None,
                 behave,
                 is_stuck: false,
+                keeps_jobs: false,
                 is_deaf: false,
                 closed: None,
             })),
@@ -442,8 +449,13 @@ impl FakeTaskManager {
                     });
                 }
             }
+            ToTaskManager::ReleaseJob { job, .. } => {
+                if !state.keeps_jobs {
+                    let this = self.clone();
+                    tokio::spawn(async move { this.report(ToJobManager::JobReleased { job }) });
+                }
+            }
             ToTaskManager::NotifyCheckpointAborted { .. }
-            | ToTaskManager::ReleaseJob { .. }
             | ToTaskManager::HeartbeatRequest { .. }
             | ToTaskManager::InjectFault(_) => {}
         }
@@ -513,6 +525,15 @@ impl Cluster {
     }
 
     pub(crate) async fn lead(epoch: u64, stores: Stores, coordinators: Arc<Coordinators>) -> Self {
+        Self::lead_by(settings(), epoch, stores, coordinators).await
+    }
+
+    pub(crate) async fn lead_by(
+        settings: perennial_config::Settings,
+        epoch: u64,
+        stores: Stores,
+        coordinators: Arc<Coordinators>,
+    ) -> Self {
         let spawner = {
             let coordinators = Arc::clone(&coordinators);
             move |context: CoordinatorContext| -> BoxFuture<'static, _> {
@@ -534,6 +555,7 @@ impl Cluster {
             }
         };
         Self::lead_with(
+            settings,
             epoch,
             stores,
             coordinators,
@@ -553,10 +575,11 @@ impl Cluster {
             FaultPoints::default(),
         );
         let assign = Arc::new(assign_snapshot);
-        Self::lead_with(epoch, stores, Arc::default(), spawner, assign).await
+        Self::lead_with(settings(), epoch, stores, Arc::default(), spawner, assign).await
     }
 
     async fn lead_with(
+        settings: perennial_config::Settings,
         epoch: u64,
         stores: Stores,
         coordinators: Arc<Coordinators>,
@@ -564,7 +587,7 @@ impl Cluster {
         assign: Assign,
     ) -> Self {
         let handle = JobManager::start(JobManagerOptions {
-            settings: settings(),
+            settings,
             stores: Arc::clone(&stores) as Arc<dyn StoreFactory>,
             clock: Clock::starting_at(Duration::from_secs(1_000_000)),
             entropy: Entropy::seeded(epoch),
@@ -669,7 +692,7 @@ pub(crate) fn io(message: &str) -> FailureKind {
     }
 }
 
-fn settings() -> perennial_config::Settings {
+pub(crate) fn settings() -> perennial_config::Settings {
     use perennial_config::{
         ClusterSettings, HeartbeatSettings, HighAvailability, S3Settings, Secret, Settings,
     };
@@ -708,6 +731,7 @@ fn settings() -> perennial_config::Settings {
                 is_path_style: true,
                 access_key: None,
                 secret_key: None,
+                session_token: None,
                 connect_timeout: second,
                 read_timeout: second,
                 operation_timeout: second,

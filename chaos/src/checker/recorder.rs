@@ -1,15 +1,15 @@
 //! Reads a job's records while it runs, and checks each completed checkpoint before retention can delete it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
 use perennial_actors::checkpoint::{Store, StoreError, StoreFactory, decode_record, record_key};
-use perennial_actors::model::{CheckpointId, JobId, Record, RecordOutcome};
+use perennial_actors::model::{CheckpointId, JobId, Manifest, Record, RecordOutcome};
 
 use super::{check_manifest, check_sequence, is_retired};
 use crate::oracle::{Positions, StateOracle};
@@ -19,9 +19,21 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// A store that fails for longer is no store.
 const FAILURES_MAX: u32 = 100;
 
+/// What the harness has done to the store itself: what it damaged is not held against the job.
+#[derive(Debug, Default)]
+struct Damage {
+    /// Keys in the job's directory.
+    keys: BTreeSet<String>,
+    /// Everything up to here.
+    is_emptied: bool,
+    /// Newest completed checkpoint that has been checked.
+    newest: Option<(u64, Vec<String>)>,
+}
+
 /// Follows one job in a thread of its own. Ask the cluster to retain all checkpoints, else deleted ones are gone.
 pub struct Recorder {
     is_over: Arc<AtomicBool>,
+    damage: Arc<Mutex<Damage>>,
     thread: JoinHandle<anyhow::Result<Recording>>,
 }
 
@@ -34,10 +46,12 @@ pub struct Recording {
     pub checked: BTreeMap<u64, Positions>,
     /// Completed ones whose objects the end of the job had deleted before they could be read; at most the last two.
     pub missed: Vec<u64>,
+    /// Completed ones that refer to what the harness has damaged.
+    pub damaged: Vec<u64>,
 }
 
 impl Recorder {
-    /// Begins to follow the job under `<checkpoints>/<job>`.
+    /// Begins to follow the job under `<checkpoints>/<job>`; without an oracle only its records are looked at.
     ///
     /// # Errors
     /// When the store cannot be opened or no thread started.
@@ -45,18 +59,40 @@ impl Recorder {
         stores: Arc<dyn StoreFactory>,
         checkpoints: &str,
         job: JobId,
-        oracle: impl StateOracle + 'static,
+        oracle: Option<Arc<dyn StateOracle>>,
     ) -> anyhow::Result<Self> {
         let store = stores.open(&format!("{checkpoints}/{job}"))?;
         let is_over = Arc::new(AtomicBool::new(false));
         let flag = is_over.clone();
+        let damage = Arc::new(Mutex::new(Damage::default()));
+        let known = damage.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let thread = std::thread::Builder::new()
             .name("recorder".to_owned())
-            .spawn(move || runtime.block_on(run(store, Box::new(oracle), &flag)))?;
-        Ok(Self { is_over, thread })
+            .spawn(move || runtime.block_on(run(store, oracle, &flag, &known)))?;
+        Ok(Self {
+            is_over,
+            damage,
+            thread,
+        })
+    }
+
+    /// The newest completed checkpoint that has been read and checked, with the objects that it refers to.
+    #[must_use]
+    pub fn newest(&self) -> Option<(u64, Vec<String>)> {
+        lock(&self.damage).newest.clone()
+    }
+
+    /// Says before it happens that the harness is about to damage an object of the job.
+    pub fn expect_damage(&self, key: &str) {
+        lock(&self.damage).keys.insert(key.to_owned());
+    }
+
+    /// Says before it happens that the harness is about to delete everything.
+    pub fn expect_emptiness(&self) {
+        lock(&self.damage).is_emptied = true;
     }
 
     /// Stops following and returns what was seen, once everything there is has been read.
@@ -69,15 +105,19 @@ impl Recorder {
             .thread
             .join()
             .map_err(|_| anyhow!("the recorder panicked"))??;
-        check_sequence(&recording.records)?;
+        // What the harness deleted is missing in the sequence.
+        if !lock(&self.damage).is_emptied {
+            check_sequence(&recording.records)?;
+        }
         Ok(recording)
     }
 }
 
 async fn run(
     store: Arc<dyn Store>,
-    oracle: Box<dyn StateOracle>,
+    oracle: Option<Arc<dyn StateOracle>>,
     is_over: &AtomicBool,
+    damage: &Mutex<Damage>,
 ) -> anyhow::Result<Recording> {
     let mut recording = Recording::default();
     let mut contents: BTreeMap<u64, Bytes> = BTreeMap::new();
@@ -91,9 +131,20 @@ async fn run(
                 failures = 0;
                 let record = decode_record(&bytes).with_context(|| format!("record {next}"))?;
                 if let RecordOutcome::Completed(manifest) = &record.outcome {
-                    match check_manifest(&store, manifest, oracle.as_ref()).await {
+                    let checked = match &oracle {
+                        Some(oracle) => check_manifest(&store, manifest, oracle.as_ref())
+                            .await
+                            .map(Some),
+                        None => Ok(None),
+                    };
+                    match checked {
                         Ok(positions) => {
-                            recording.checked.insert(next, positions);
+                            recording.checked.extend(positions.map(|p| (next, p)));
+                            let keys = manifest.objects.iter().map(|o| o.key.clone());
+                            lock(damage).newest = Some((next, keys.collect()));
+                        }
+                        Err(_) if refers_to_damage(manifest, &lock(damage)) => {
+                            recording.damaged.push(next);
                         }
                         Err(error) if is_deleted(&error) => recording.missed.push(next),
                         Err(error) => return Err(error),
@@ -106,6 +157,12 @@ async fn run(
                 next += 1;
             }
             Err(StoreError::NotFound { .. }) if is_last_look => break,
+            // A number that was decided and deleted before we looked: the next one shows whether there is one.
+            Err(StoreError::NotFound { .. })
+                if lock(damage).is_emptied && has(&store, next + 1).await =>
+            {
+                next += 1;
+            }
             Err(StoreError::NotFound { .. }) => {
                 failures = 0;
                 tokio::time::sleep(POLL_INTERVAL).await;
@@ -120,7 +177,15 @@ async fn run(
         }
     }
     // A record that was created a second time would have other content: its token is random. Only retention replaces one, visibly.
+    let emptied = lock(damage).is_emptied;
     for (number, before) in contents {
+        if emptied
+            || lock(damage)
+                .keys
+                .contains(&record_key(CheckpointId(number)))
+        {
+            continue;
+        }
         match store.get(&record_key(CheckpointId(number)), None).await {
             Ok(now) => ensure!(
                 now == before || is_retired(&decode_record(&now)?),
@@ -133,11 +198,28 @@ async fn run(
     // Only the end of a job deletes while all are retained.
     let last = recording.records.len() as u64;
     ensure!(
-        recording.missed.iter().all(|n| n + 3 > last),
+        emptied || recording.missed.iter().all(|n| n + 3 > last),
         "objects of checkpoints {:?} were missing while the job ran (last record: {last})",
         recording.missed
     );
     Ok(recording)
+}
+
+fn refers_to_damage(manifest: &Manifest, damage: &Damage) -> bool {
+    damage.is_emptied
+        || manifest
+            .objects
+            .iter()
+            .any(|o| damage.keys.contains(&o.key))
+}
+
+async fn has(store: &Arc<dyn Store>, number: u64) -> bool {
+    let record = store.get(&record_key(CheckpointId(number)), None).await;
+    record.is_ok()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether an object was not there.

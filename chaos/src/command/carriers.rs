@@ -1,13 +1,15 @@
 //! What runs a plan, behind one trait, so that the logic of campaigns and shrinking is tested without processes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 
 use super::CommandError;
 use super::args::NodeArgs;
-use crate::job::Jobs;
-use crate::plan::FaultPlan;
+use crate::job::{JobUnderTest, Jobs};
+use crate::plan::{self, FaultPlan};
+use crate::process;
 use crate::report::{Outcome, Progress, RunReport};
 
 /// Runs plans.
@@ -63,33 +65,64 @@ fn inconclusive(plan: &FaultPlan, reason: String) -> RunReport {
 }
 
 /// The carriers there are, by what a plan says.
-pub(super) struct Carriers {
-    _binary: PathBuf,
+pub(super) struct Carriers<'a> {
+    jobs: &'a Jobs,
+    /// Whatever the plan says.
+    job: Option<String>,
+    binary: PathBuf,
+    keep: PathBuf,
 }
 
-impl Carriers {
-    /// With what the nodes of some plans need.
+impl<'a> Carriers<'a> {
+    /// With the program that plays the nodes of runs of processes.
     pub(super) fn new(
-        jobs: &Jobs,
+        jobs: &'a Jobs,
         nodes: &NodeArgs,
-        _directory: &Path,
-        _plans: &[FaultPlan],
+        directory: &Path,
     ) -> Result<Self, CommandError> {
         let binary = match &nodes.binary {
-            Some(binary) => binary.clone(),
-            None => beside(jobs.binary())?,
+            Some(binary) if binary.is_file() => std::path::absolute(binary),
+            Some(binary) => {
+                return Err(CommandError::Usage(format!(
+                    "there is no program {}",
+                    binary.display()
+                )));
+            }
+            None => Ok(beside(jobs.binary())?),
         };
-        Ok(Self { _binary: binary })
+        Ok(Self {
+            jobs,
+            job: nodes.job.clone(),
+            binary: binary.context("where the program is")?,
+            keep: directory.join("failed"),
+        })
+    }
+
+    fn job(&self, plan: &FaultPlan) -> anyhow::Result<Arc<dyn JobUnderTest>> {
+        let name = self.job.as_ref().unwrap_or(&plan.workload.job);
+        self.jobs
+            .named(name)
+            .with_context(|| format!("this command knows no job `{name}`"))
     }
 }
 
-impl Carrier for Carriers {
+impl Carrier for Carriers<'_> {
     fn run(
         &self,
-        _plan: &FaultPlan,
-        _progress: &mut dyn FnMut(Progress),
+        plan: &FaultPlan,
+        progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<RunReport> {
-        anyhow::bail!("not merged yet")
+        match plan.carrier {
+            plan::Carrier::Simulator => anyhow::bail!("not merged yet"),
+            plan::Carrier::Process => {
+                let options = process::carrier::Options {
+                    job: Some(self.job(plan)?),
+                    keep: Some(self.keep.clone()),
+                    ..process::carrier::Options::new(&self.binary)
+                };
+                process::carrier::run(plan, &options, progress)
+            }
+        }
     }
 }
 

@@ -91,7 +91,7 @@ fn one(
     say(&format!("repeat: {repeat}"));
     say(output::plan(plan).trim_end());
     check_store(plan)?;
-    let carriers = Carriers::new(jobs, nodes, &cli.dir, std::slice::from_ref(plan))?;
+    let carriers = Carriers::new(jobs, nodes, &cli.dir)?;
     let report = run_safely(&carriers, plan, &mut |progress| {
         if let Some(text) = output::progress(plan, &progress) {
             say(&text);
@@ -149,9 +149,7 @@ pub(super) fn campaign(cli: &Cli, args: &CampaignArgs, jobs: &Jobs) -> Result<u8
     let profile_of = |seed| args.profile.unwrap_or_else(|| Profile::of_campaign(seed));
     // Says what is wrong, if anything is, in words.
     draw(&args.draw, &args.nodes, jobs, profile_of(first), first)?;
-    let plans = |seed: u64| {
-        draw_plan(&args.draw, &args.nodes, jobs, profile_of(seed), seed)
-    };
+    let plans = |seed: u64| draw_plan(&args.draw, &args.nodes, jobs, profile_of(seed), seed);
     let say = |text: &str| {
         if cli.json {
             output::note(text);
@@ -169,7 +167,7 @@ pub(super) fn campaign(cli: &Cli, args: &CampaignArgs, jobs: &Jobs) -> Result<u8
     if let Some(plan) = needs_server {
         check_store(plan)?;
     }
-    let carriers = Carriers::new(jobs, &args.nodes, &cli.dir, &ahead)?;
+    let carriers = Carriers::new(jobs, &args.nodes, &cli.dir)?;
     let began = Instant::now();
     let mut display = Display::new(quota.runs, cli.json);
     let directory = cli.dir.clone();
@@ -236,7 +234,7 @@ pub(super) fn shrink(cli: &Cli, args: &ShrinkArgs, jobs: &Jobs) -> Result<u8, Co
     let repeat = vec!["shrink".to_owned(), args.plan.display().to_string()];
     say(&format!("repeat: {}", command_line(Some(&plan), &repeat)));
     check_store(&plan)?;
-    let carriers = Carriers::new(jobs, &args.nodes, &cli.dir, std::slice::from_ref(&plan))?;
+    let carriers = Carriers::new(jobs, &args.nodes, &cli.dir)?;
     let broken = |plan: &FaultPlan| broken_by(&carriers, plan, args.repeat, &say);
     let Some(first) = broken(&plan) else {
         say(&format!(

@@ -137,6 +137,7 @@ impl ProcessCluster {
             name,
             &self.plan.binary,
             arguments,
+            self.plan.points.get(name).cloned(),
             &self.log_directory(),
             logging,
         )?;

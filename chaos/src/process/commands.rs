@@ -51,6 +51,20 @@ impl ProcessCluster {
         })
     }
 
+    /// As people see it: the output of a command without `--json`.
+    ///
+    /// # Errors
+    /// When the program does not start.
+    pub fn ask_text(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(&self.plan.binary)
+            .args(self.definitions())
+            .args(["--jobmanager", &self.address])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Submits a job (`run --detached`); returns its id.
     ///
     /// # Errors
@@ -104,12 +118,9 @@ impl ProcessCluster {
             Ok(jobs) => {
                 for job in jobs {
                     let id = job.job.to_string();
-                    let mut command = Command::new(&self.plan.binary);
-                    command.args(self.definitions());
-                    command.args(["--jobmanager", &self.address, "status", &id]);
-                    if let Ok(output) = command.output() {
+                    if let Ok(status) = self.ask_text(&["status", &id]) {
                         text.push('\n');
-                        text.push_str(&String::from_utf8_lossy(&output.stdout));
+                        text.push_str(&status);
                     }
                 }
             }

@@ -38,12 +38,13 @@ impl Node {
         name: &str,
         binary: &Path,
         arguments: Vec<String>,
+        points: Option<String>,
         logs: &Path,
         logging: Logging,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         let log = logs.join(format!("{name}.log"));
-        let child = spawn(binary, &arguments, &log, logging)?;
+        let child = spawn(binary, &arguments, points.as_deref(), &log, logging)?;
         Ok(Self {
             name: name.to_owned(),
             binary: binary.to_owned(),
@@ -146,16 +147,16 @@ impl Node {
         Ok(before.current)
     }
 
-    /// The last exit code was expected: it may end again without surprise only when told so anew.
-    pub(super) fn has_ended(&mut self) -> anyhow::Result<bool> {
-        Ok(self.exit_code()?.is_some())
+    pub(super) fn is_allowed_to_exit(&self) -> bool {
+        self.may_exit
     }
 
     pub(super) fn restart(&mut self) -> anyhow::Result<()> {
         if self.exit_code()?.is_none() {
             bail!("{} still runs", self.name);
         }
-        self.child = spawn(&self.binary, &self.arguments, &self.log, self.logging)?;
+        // What struck its predecessor has struck.
+        self.child = spawn(&self.binary, &self.arguments, None, &self.log, self.logging)?;
         self.ended = None;
         self.may_exit = false;
         Ok(())
@@ -165,6 +166,7 @@ impl Node {
 fn spawn(
     binary: &Path,
     arguments: &[String],
+    points: Option<&str>,
     log: &Path,
     logging: Logging,
 ) -> anyhow::Result<Child> {
@@ -198,6 +200,7 @@ fn spawn(
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
         .env("TMPDIR", temporary)
+        .env(crate::node::POINTS, points.unwrap_or_default())
         .current_dir(work)
         .stdin(Stdio::null())
         .spawn()

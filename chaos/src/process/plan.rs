@@ -1,5 +1,6 @@
 //! What a cluster under test is made of. Plain data.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::storage::StorageKind;
@@ -17,6 +18,8 @@ pub struct ClusterPlan {
     pub slots: u32,
     /// `-D` settings of all nodes and commands.
     pub settings: Vec<(String, String)>,
+    /// Fault points by the name of the node whose first process has them; needs [`chaos_node`](super::chaos_node).
+    pub points: BTreeMap<String, String>,
     /// JobManagers at the start; more than one need `high-availability.type`.
     pub job_managers: u32,
     /// Every link and the store get a proxy, with dice of this seed.
@@ -33,9 +36,17 @@ impl ClusterPlan {
             task_managers: 3,
             slots: 1,
             settings: Vec::new(),
+            points: BTreeMap::new(),
             job_managers: 1,
             proxies: None,
         }
+    }
+
+    /// Fault points of the first process of a node, as [`crate::node::POINTS`] has them.
+    #[must_use]
+    pub fn arm(mut self, node: &str, points: &str) -> Self {
+        self.points.insert(node.to_owned(), points.to_owned());
+        self
     }
 
     /// Another kind of store.

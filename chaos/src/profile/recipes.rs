@@ -141,7 +141,16 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
             let (actor, target) = actor(dice, &nodes);
             one(any(dice), target, Fault::ActorPanic(actor))
         }
-        Row::A5 => one(soon(dice), Target::UserCode, Fault::UserStuck),
+        // It shows when the task shall stop.
+        Row::A5 => {
+            let mut faults = one(soon(dice), Target::UserCode, Fault::UserStuck);
+            faults.extend(one(
+                When::After(Duration::ZERO),
+                nodes.task_manager(),
+                kill(dice),
+            ));
+            faults
+        }
         Row::A6 => {
             let (actor, target) = actor(dice, &nodes);
             let down = dice.millis(500, 5000);
@@ -201,21 +210,6 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
                 down: dice.millis(500, 3000),
             },
         ),
-        Row::D2 => data(
-            dice,
-            &nodes,
-            DataFault::IoError {
-                down: dice.millis(500, 3000),
-            },
-        ),
-        Row::D3 => data(
-            dice,
-            &nodes,
-            DataFault::SlowDisk {
-                delay: dice.millis(20, 200),
-                down: dice.millis(1000, 4000),
-            },
-        ),
         Row::D4 => data(dice, &nodes, DataFault::Leftovers),
         Row::D5 => data(dice, &nodes, DataFault::NoDescriptors),
         Row::T1 => one(
@@ -248,6 +242,8 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
         | Row::O6
         | Row::O10
         | Row::T2
+        | Row::D2
+        | Row::D3
         | Row::C1
         | Row::C2
         | Row::C3 => Vec::new(),

@@ -95,6 +95,9 @@ pub(super) fn draw(
         "execution.buffer-timeout.interval",
         dice.one_of(&["0ms", "10ms", "100ms"]),
     );
+    if faults.iter().any(|f| f.what == Fault::UserStuck) {
+        set("task.cancellation.timeout", "4s");
+    }
     let shall_fail = faults.iter().any(|f| ends_job(&f.what));
     match dice.between(0, 2) {
         // A job that always fails must come to its end: the others would try for long.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use perennial::connector::CommittedCollect;
 use perennial_actors::checkpoint::decode_record;
-use perennial_actors::model::{JobGraph, LeaderEpoch, RecordOutcome};
+use perennial_actors::model::{JobGraph, JobStatus, LeaderEpoch, RecordOutcome, TaskManagerStatus};
 
 use super::stores::SimulatedStores;
 use super::workload::{Output, Workload, expected};
@@ -43,6 +43,27 @@ pub(super) fn output(workload: &Workload, sink: &CommittedCollect<Output>) -> Op
     ))
 }
 
+/// R1: when the job has ended, every slot is free.
+pub(super) fn slots(task_managers: &[TaskManagerStatus]) -> Option<String> {
+    let busy: Vec<_> = task_managers
+        .iter()
+        .filter(|status| status.slots.0 != status.slots.1)
+        .map(|status| format!("{} {:?}", status.resource, status.slots))
+        .collect();
+    (!busy.is_empty()).then(|| format!("R1: slots are kept after the job's end: {busy:?}"))
+}
+
+/// S5: each incident costs one restart at most. Recoveries are numbered from the JobMaster's start, as restarts are.
+pub(super) fn restarts(status: &JobStatus) -> Option<String> {
+    let incidents = status.recoveries.last().map_or(0, |last| last.number);
+    (status.summary.restarts > incidents).then(|| {
+        format!(
+            "S5: {} restarts in {incidents} incidents",
+            status.summary.restarts
+        )
+    })
+}
+
 /// The job's records as they come: each decodes, is decided once, and says the number it lies under;
 /// epochs never fall. A completed one may be retired later: then it says that it was aborted.
 pub(super) struct Records {
@@ -78,18 +99,20 @@ impl Records {
                 None => self.violations.push(format!("{key} is no record's name")),
             }
         }
+        let is_new = |seen: &BTreeMap<u64, Seen>, number: &u64, bytes: &Bytes| {
+            seen.get(number).is_none_or(|seen| seen.bytes != *bytes)
+        };
+        found.retain(|number, bytes| is_new(&self.seen, number, bytes));
+        if found.is_empty() {
+            return;
+        }
+        let objects = stores.look(&self.directory, "");
         for (number, bytes) in found {
-            if self
-                .seen
-                .get(&number)
-                .is_none_or(|seen| seen.bytes != bytes)
-            {
-                self.take(number, bytes);
-            }
+            self.take(number, bytes, &objects);
         }
     }
 
-    fn take(&mut self, number: u64, bytes: Bytes) {
+    fn take(&mut self, number: u64, bytes: Bytes, objects: &[(String, Bytes)]) {
         let record = match decode_record(&bytes) {
             Ok(record) => record,
             Err(error) => {
@@ -110,6 +133,20 @@ impl Records {
                 "record {number} holds manifest {}",
                 manifest.checkpoint
             ));
+        }
+        if let RecordOutcome::Completed(manifest) = &record.outcome
+            && !self.seen.contains_key(&number)
+        {
+            // S2: what is acknowledged is durable.
+            for object in &manifest.objects {
+                let found = objects.iter().find(|(key, _)| *key == object.key);
+                if found.is_none_or(|(_, bytes)| crc32c::crc32c(bytes) != object.crc32c) {
+                    self.violations.push(format!(
+                        "S2: record {number} names {}, which is not there",
+                        object.key
+                    ));
+                }
+            }
         }
         let is_completed = matches!(record.outcome, RecordOutcome::Completed(_));
         let is_aborted = matches!(record.outcome, RecordOutcome::Aborted { .. });
@@ -139,7 +176,7 @@ impl Records {
             && seen.epoch > epoch
         {
             self.violations.push(format!(
-                "record {number} of epoch {epoch} follows {other} of epoch {}",
+                "S3: record {number} of epoch {epoch} follows {other} of epoch {}",
                 seen.epoch
             ));
         }

@@ -12,7 +12,7 @@ mod plan;
 mod stepper;
 mod stores;
 mod trace;
-mod workload;
+use crate::workload;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,7 @@ use perennial_actors::model::{JobGraph, JobId, JobState};
 use perennial_actors::rpc::MemoryNetwork;
 use perennial_config::{Secret, Settings};
 
+pub use crate::workload::Workload;
 use check::Records;
 use cluster::{Cluster, Machine};
 use inside::Handles;
@@ -37,7 +38,6 @@ pub use plan::{Direction, FaultKind, Plan};
 use stepper::Stepper;
 use stores::SimulatedStores;
 use trace::Trace;
-pub use workload::Workload;
 use workload::{Fuse, Output};
 
 /// How often faults, nodes and records are looked at.
@@ -194,6 +194,10 @@ async fn run(plan: Plan, inside: Inside, sabotage: Option<Sabotage>) -> Report {
     match &status {
         Some(status) if status.summary.state == JobState::Finished => {
             violations.extend(check::output(&plan.workload, &sink));
+            violations.extend(check::restarts(status));
+            if let Some(task_managers) = observer.task_managers() {
+                violations.extend(check::slots(&task_managers));
+            }
         }
         Some(status) => violations.push(format!(
             "the job is {}: {:?}",

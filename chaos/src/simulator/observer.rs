@@ -7,7 +7,7 @@ use perennial::connector::CommittedCollect;
 use perennial_actors::client::Client;
 use perennial_actors::entropy::Entropy;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
-use perennial_actors::model::{JobGraph, JobStatus};
+use perennial_actors::model::{JobGraph, JobStatus, TaskManagerStatus};
 use perennial_actors::rpc::MemoryTransport;
 use perennial_config::Secret;
 use tokio::task::JoinHandle;
@@ -31,6 +31,7 @@ pub(super) struct Observer {
 struct Seen {
     is_accepted: bool,
     status: Option<JobStatus>,
+    task_managers: Option<Vec<TaskManagerStatus>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,6 +77,11 @@ impl Observer {
 
     pub(super) fn status(&self) -> Option<JobStatus> {
         lock(&self.seen).status.clone()
+    }
+
+    /// As the leader listed them right after the job's end.
+    pub(super) fn task_managers(&self) -> Option<Vec<TaskManagerStatus>> {
+        lock(&self.seen).task_managers.clone()
     }
 
     pub(super) fn stop(self) {
@@ -127,10 +133,18 @@ impl Follow {
             let response = client
                 .request(ClientRequest::Status(self.graph.job), Some(TIMEOUT))
                 .await?;
-            if let ClientResponse::Status(status) = response
-                && self.take(*status)
-            {
-                return Ok(());
+            if let ClientResponse::Status(status) = response {
+                if status.summary.state.is_terminal() {
+                    let list = ClientRequest::ListTaskManagers;
+                    if let ClientResponse::TaskManagers(list) =
+                        client.request(list, Some(TIMEOUT)).await?
+                    {
+                        lock(&self.seen).task_managers = Some(list);
+                    }
+                }
+                if self.take(*status) {
+                    return Ok(());
+                }
             }
             tokio::time::sleep(PERIOD).await;
         }

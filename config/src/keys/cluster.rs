@@ -55,7 +55,7 @@ pub(super) const KEYS: &[Key] = &[
         "high-availability.storageDir",
         Kind::Directory,
         None,
-        "leadership, graphs and results; unset: <execution.checkpointing.dir>/ha",
+        "leadership, graphs and results, under the cluster id; unset: <execution.checkpointing.dir>/ha",
         |d, v| {
             d.ha_directory = Some(parse_directory(v)?);
             Ok(())
@@ -336,6 +336,16 @@ pub(super) const KEYS: &[Key] = &[
         "else AWS_SECRET_ACCESS_KEY",
         |d, v| {
             d.cluster.s3.secret_key = Some(Secret(not_empty(v)?));
+            Ok(())
+        },
+    ),
+    node(
+        "s3.session-token",
+        Kind::Secret,
+        None,
+        "of temporary credentials, which are not renewed: they must outlive the process; else AWS_SESSION_TOKEN",
+        |d, v| {
+            d.cluster.s3.session_token = Some(Secret(not_empty(v)?));
             Ok(())
         },
     ),

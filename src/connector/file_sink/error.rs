@@ -22,6 +22,18 @@ pub enum FileSinkError {
         /// Why not.
         source: io::Error,
     },
+    /// The directory is none, or not ours to write in.
+    #[error(
+        "file sink: cannot {action} {}; name another directory, or let the TaskManagers' user write there", path.display()
+    )]
+    Unusable {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Paths are stored in checkpoints as text.
     #[error("file sink: the directory {} is not UTF-8; choose another", path.display())]
     NotUtf8 {
@@ -105,11 +117,37 @@ impl FileSinkError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Broken { .. } | Self::LineBreak { .. } => true,
-            Self::NotUtf8 { .. }
+            Self::Unusable { .. }
+            | Self::NotUtf8 { .. }
             | Self::Committable { .. }
             | Self::WrongLength { .. }
             | Self::Missing { .. }
             | Self::Taken { .. } => false,
+        }
+    }
+
+    /// Of the first use of the directory, where these answers are no accident: the path leads through a file, or the rights are missing.
+    /// A full disk, a read-only remount and everything else may pass.
+    pub(super) fn at_start(self) -> Self {
+        match self {
+            Self::Io {
+                action,
+                path,
+                source,
+            } if matches!(
+                source.kind(),
+                io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::AlreadyExists
+            ) =>
+            {
+                Self::Unusable {
+                    action,
+                    path,
+                    source,
+                }
+            }
+            other => other,
         }
     }
 

@@ -7,6 +7,9 @@ use std::fmt::{self, Write};
 
 use perennial_actors::model::{CheckpointId, ExecutionAttemptId, JobId, OperatorId};
 
+/// How hidden files end.
+const IN_PROGRESS: &str = ".inprogress";
+
 /// Longest uid that stands in a name as it is: file systems allow 255 bytes in all.
 const UID_LENGTH_MAX: usize = 100;
 
@@ -45,6 +48,12 @@ pub(super) fn part_name(
     )
 }
 
+/// The name of a hidden file that no recovery deletes.
+pub(super) fn savepoint_name(hidden: &str) -> String {
+    let stem = hidden.strip_suffix(IN_PROGRESS).unwrap_or(hidden);
+    format!("{stem}.savepoint")
+}
+
 /// A file that is not committed yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HiddenName<'a> {
@@ -70,7 +79,7 @@ impl<'a> HiddenName<'a> {
 
     /// `None`: not one of ours. Read from the right, because a uid may hold dashes.
     pub(super) fn parse(name: &'a str) -> Option<Self> {
-        let rest = name.strip_prefix('.')?.strip_suffix(".inprogress")?;
+        let rest = name.strip_prefix('.')?.strip_suffix(IN_PROGRESS)?;
         let mut fields = rest.rsplitn(6, '-');
         let number = fields.next()?.parse().ok()?;
         let attempt = fields.next()?.strip_prefix('a')?.parse().ok()?;
@@ -108,7 +117,7 @@ impl fmt::Display for HiddenName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            ".{}-{}-s{}-e{}-a{}-{}.inprogress",
+            ".{}-{}-s{}-e{}-a{}-{}{IN_PROGRESS}",
             self.uid, self.job, self.subtask, self.epoch, self.attempt, self.number
         )
     }

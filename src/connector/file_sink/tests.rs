@@ -476,15 +476,18 @@ fn a_directory_that_cannot_be_written_fails_the_start() {
     let job = Job::new();
     let file = job.directory.path().join("file");
     fs::write(&file, "").unwrap();
-    for directory in [
-        file.clone(),
-        file.join("below"),
-        PathBuf::from("/proc/nothing"),
+    // No attempt can write below a file; what else a file system says may pass.
+    for (directory, is_hopeless) in [
+        (file.clone(), true),
+        (file.join("below"), true),
+        (PathBuf::from("/proc/nothing"), false),
     ] {
         let sink = FileSink::<String, _>::lines(&directory);
         let error = sink.writer(&context(0, 1, 1, 1)).err().unwrap();
-        assert!(
-            matches!(cause(&error), FileSinkError::Io { .. }),
+        assert_eq!(error.is_unrecoverable(), is_hopeless, "{error:?}");
+        assert_eq!(
+            matches!(cause(&error), FileSinkError::Unusable { .. }),
+            is_hopeless,
             "{error:?}"
         );
         assert!(
@@ -560,4 +563,22 @@ fn output_larger_than_the_buffer_is_whole() {
     let prepared = prepare(&mut writer, 1);
     commit(&mut writer, &prepared);
     assert_eq!(job.visible(), lines);
+}
+
+/// A job fails after a savepoint and goes back to the checkpoint before it; later somebody starts from the savepoint.
+#[test]
+fn what_a_savepoint_holds_outlasts_recoveries() {
+    let job = Job::new();
+    let mut writer = job.writer(0, 1, 1, &[]);
+    writer.write(&mut batch(&["a"])).unwrap();
+    let bytes = writer.prepare_savepoint(CheckpointId(2)).unwrap().unwrap();
+    let checkpoint = CheckpointId(2);
+    let saved = Committable { checkpoint, bytes };
+    drop(writer);
+    drop(job.writer(0, 1, 2, &[]));
+    assert_eq!((job.visible(), job.hidden()), (vec![], 1));
+    let mut from_savepoint = job.writer(0, 1, 3, std::slice::from_ref(&saved));
+    from_savepoint.commit(&saved).unwrap();
+    from_savepoint.commit(&saved).unwrap();
+    assert_eq!((job.visible(), job.hidden()), (vec!["a".to_owned()], 0));
 }

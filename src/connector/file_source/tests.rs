@@ -81,9 +81,9 @@ proptest! {
             let mut status = SourceStatus::More;
             for _ in 0..portion {
                 let mut out = Batch::default();
-                status = reader.poll(&mut out, 1, Instant::now()).unwrap();
-                for line in out.values {
-                    let (id, offset) = reader.position().unwrap();
+                status = reader.poll(&mut out, 3, Instant::now()).unwrap();
+                for (index, line) in out.values.into_iter().enumerate() {
+                    let (id, offset) = reader.position(index).unwrap();
                     actual.push((id, offset, line));
                 }
             }

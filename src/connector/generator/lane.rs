@@ -77,8 +77,8 @@ impl Lane {
         let wait = Duration::try_from_secs_f64(steps as f64 / rate).unwrap_or(WAIT_MAX);
         Some(pace.from + wait.min(WAIT_MAX) + Duration::from_nanos(1))
     }
+}
 
-    pub(super) fn id(&self) -> String {
-        format!("lane-{}", self.lane)
-    }
+pub(super) fn id(lane: u32) -> String {
+    format!("lane-{lane}")
 }

@@ -222,14 +222,28 @@ fn the_runtimes_watermark_survives_a_snapshot() {
 }
 
 #[test]
-fn position_names_the_last_record_appended() {
+fn position_names_each_record_appended() {
     let source = numbers(Some(1));
     let mut reader = reader(&source, source.splits(1).unwrap());
-    assert_eq!(reader.position(), None);
+    assert_eq!(reader.position(0), None);
     reader
         .poll(&mut Batch::default(), 5, Instant::now())
         .unwrap();
-    assert_eq!(reader.position(), Some(("lane-0".to_owned(), 4)));
+    for index in 0..5 {
+        let expected = ("lane-0".to_owned(), index as u64);
+        assert_eq!(reader.position(index), Some(expected));
+    }
+    // Two lanes take turns, and the second poll begins within one.
+    let source = numbers(Some(2));
+    let mut reader = super::super::test_support::reader(&source, source.splits(1).unwrap());
+    for max in [100, 3000] {
+        let before = reader.snapshot()[0].position;
+        let mut out = Batch::default();
+        reader.poll(&mut out, max, Instant::now()).unwrap();
+        assert_eq!(reader.position(0), Some(("lane-0".to_owned(), before)));
+    }
+    assert_eq!(reader.position(924), Some(("lane-1".to_owned(), 0)));
+    assert_eq!(reader.position(925), Some(("lane-1".to_owned(), 1)));
 }
 
 #[test]

@@ -366,6 +366,83 @@ fn a_list_that_grew_and_was_replaced_twice_is_captured_as_of_its_barrier() {
     assert_eq!(list.get(&mut b).unwrap(), [1, 2, 3]);
 }
 
+/// The table grows many times in the middle of a capture and after it, with changes before, between and after.
+#[test]
+fn entries_that_move_are_captured_as_of_the_barrier_and_undone() {
+    let mut b = backend(LIMITS);
+    let name = b.value_state::<String, ()>("name").unwrap();
+    let set = |b: &mut KeyedBackend<u64>, keys: std::ops::Range<u64>, text: &str| {
+        for k in keys {
+            use_key(b, k);
+            name.set(b, format!("{text}-{k}")).unwrap();
+        }
+    };
+    set(&mut b, 0..90, "old");
+    for k in 80..90 {
+        use_key(&mut b, k);
+        name.clear(&mut b).unwrap();
+    }
+    barrier(&mut b, 1, None);
+    let mut captured = None;
+    for round in 0..40 {
+        set(&mut b, round * 50..(round + 1) * 50, "new");
+        match b.capture(Duration::ZERO).unwrap() {
+            CaptureProgress::Done(done) => captured = Some(done),
+            CaptureProgress::Working | CaptureProgress::Idle => {}
+            other @ CaptureProgress::Declined { .. } => panic!("{other:?}"),
+        }
+    }
+    let captured = captured.unwrap_or_else(|| finish(&mut b));
+    let mut values: Vec<String> = entries(&captured)
+        .into_iter()
+        .map(|e| rmp_serde::from_slice(&e.value.unwrap()).unwrap())
+        .collect();
+    values.sort();
+    let mut expected: Vec<String> = (0..80).map(|k| format!("old-{k}")).collect();
+    expected.sort();
+    assert_eq!(values, expected);
+    assert_eq!(b.figures().entries, 2000);
+    assert_eq!(b.undo(CheckpointId(1)), Undone::Done);
+    assert_eq!(b.figures().entries, 80);
+    for k in 0..2000 {
+        use_key(&mut b, k);
+        let old = (k < 80).then(|| format!("old-{k}"));
+        assert_eq!(name.get(&mut b).unwrap(), old);
+    }
+}
+
+/// With no time at all for a slice, a log whose records have destructors goes in many slices, and all of it goes.
+#[test]
+fn a_long_log_is_forgotten_piece_by_piece() {
+    let mut b = backend(StateLimits {
+        log_bytes_max: 1 << 30,
+    });
+    let name = b.value_state::<String, ()>("name").unwrap();
+    let set = |b: &mut KeyedBackend<u64>, text: &str| {
+        for k in 0..20_000 {
+            use_key(b, k);
+            name.set(b, text.to_owned()).unwrap();
+        }
+    };
+    set(&mut b, "a");
+    barrier(&mut b, 1, None);
+    finish(&mut b);
+    b.confirm(CheckpointId(1));
+    set(&mut b, "b");
+    barrier(&mut b, 2, Some(1));
+    finish(&mut b);
+    let logged = b.figures().log_bytes;
+    assert!(logged > 0);
+    b.confirm(CheckpointId(2));
+    let mut slices = 0;
+    while b.capture(Duration::ZERO).unwrap() != CaptureProgress::Idle {
+        slices += 1;
+    }
+    assert_eq!(b.figures().log_bytes, 0);
+    assert!(slices > 30, "2 500 records of each of 8 groups: {slices}");
+    assert_eq!(b.undo(CheckpointId(2)), Undone::Done);
+}
+
 #[test]
 fn reading_ahead_changes_nothing_and_takes_any_hash() {
     let mut b = backend(LIMITS);

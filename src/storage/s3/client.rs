@@ -102,8 +102,9 @@ impl Clients {
             retries_max: settings.max_retries,
             part_size: settings.part_size,
         };
+        let token = settings.session_token.as_ref().map(|token| token.0.clone());
         let credentials =
-            Credentials::new(access_key, &secret_key.0, None, None, "perennial settings");
+            Credentials::new(access_key, &secret_key.0, token, None, "perennial settings");
         let mut config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .credentials_provider(credentials)
@@ -169,6 +170,7 @@ mod tests {
             is_path_style: true,
             access_key: Some("key".to_owned()),
             secret_key: Some(Secret("hidden".to_owned())),
+            session_token: None,
             connect_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(1),
             operation_timeout: Duration::from_secs(5),

@@ -11,6 +11,31 @@ impl State {
         }
     }
 
+    /// Begins with what a former leader told; what it had under way is decided by now, one way or the other.
+    pub(super) fn recall_history(&mut self) {
+        for mut status in std::mem::take(&mut self.config.history) {
+            if status.state == CheckpointState::InProgress {
+                status.state = CheckpointState::Failed;
+                status.failure = Some("its JobManager ended before it was complete".to_owned());
+            }
+            self.remember(status);
+        }
+    }
+
+    /// A completed one that lies in the store. The former leader's entry knows more about it, if it got as far as telling.
+    pub(super) fn remember_found(&mut self, found: CheckpointStatus) {
+        match self.history_entry(found.checkpoint) {
+            Some(known) if known.state == CheckpointState::Completed => {
+                known.failure = found.failure;
+            }
+            Some(known) => *known = found,
+            None => {
+                self.remember(found);
+                self.history.make_contiguous().sort_by_key(|s| s.checkpoint);
+            }
+        }
+    }
+
     pub(super) fn history_entry(
         &mut self,
         checkpoint: CheckpointId,

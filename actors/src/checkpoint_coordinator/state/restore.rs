@@ -1,6 +1,7 @@
 //! Which snapshot a restart begins with.
 
 use super::*;
+use crate::checkpoint::start_from;
 
 impl State {
     pub(super) fn quarantine(&mut self, damaged: Vec<(CheckpointId, String)>) {
@@ -114,7 +115,12 @@ impl State {
                 }
                 let (stores, path) = (Arc::clone(&self.config.stores), start.path.clone());
                 self.spawn(async move {
-                    let result = load_start_from(&*stores, &path).await;
+                    let found = start_from::load(&*stores, &path).await;
+                    let result = found.map(|(manifest, directory)| RestoredSnapshot {
+                        manifest,
+                        directory,
+                        is_own_checkpoint: false,
+                    });
                     Message::StartFromLoaded {
                         skipped,
                         result,
@@ -168,70 +174,4 @@ impl State {
         tracing::info!(job = %self.config.graph.job, checkpoint = ?snapshot.as_ref().map(|s| s.manifest.checkpoint), ?skipped, "restore chosen");
         let _ = reply.send(Ok(RestoreChoice { snapshot, skipped })); // May have gone.
     }
-}
-
-/// Reads the snapshot that the user named. What is wrong with it is the user's to repair: it never falls back.
-async fn load_start_from(
-    stores: &dyn StoreFactory,
-    path: &str,
-) -> Result<RestoredSnapshot, FailureKind> {
-    let wrong = |message: String| FailureKind::IncompatibleState { message };
-    let io_error = |error: StoreError| match error {
-        StoreError::NotFound { uri } => wrong(format!(
-            "there is no snapshot at {path}: {uri} does not exist"
-        )),
-        error @ (StoreError::Invalid { .. } | StoreError::Unsupported { .. }) => {
-            wrong(error.to_string())
-        }
-        error @ (StoreError::Failed { .. } | StoreError::Unknown { .. }) => FailureKind::Io {
-            message: error.to_string(),
-        },
-    };
-    let directory = checkpoint::snapshot_directory(path);
-    let store = stores.open(directory).map_err(io_error)?;
-    let bytes = store
-        .get(checkpoint::METADATA, None)
-        .await
-        .map_err(io_error)?;
-    let record = checkpoint::decode_record(&bytes)
-        .map_err(|e| wrong(format!("snapshot {path} cannot be read: {e}")))?;
-    let manifest = match record.outcome {
-        RecordOutcome::Completed(manifest) => Arc::from(manifest),
-        RecordOutcome::Aborted { reason } => {
-            return Err(wrong(format!(
-                "{path} holds no snapshot: aborted, {reason}"
-            )));
-        }
-        RecordOutcome::Claimed | RecordOutcome::Terminal { .. } => {
-            return Err(wrong(format!("{path} is a record without a snapshot")));
-        }
-    };
-    checkpoint::verify_manifest(&manifest)
-        .map_err(|e| wrong(format!("snapshot {path} is damaged: {e}")))?;
-    let directory = match checkpoint::as_checkpoint_directory(directory) {
-        None => directory.to_owned(),
-        Some((job_directory, number)) => {
-            let job_store = stores.open(job_directory).map_err(io_error)?;
-            let key = checkpoint::savepoint_note_key(number, record.epoch);
-            let note: StoreResult<Bytes> = job_store.get(&key, None).await;
-            match note {
-                Ok(uri) => String::from_utf8_lossy(&uri).into_owned(),
-                Err(StoreError::NotFound { .. }) => job_directory.to_owned(),
-                Err(error) => return Err(io_error(error)),
-            }
-        }
-    };
-    // The user named it and waits for an answer: what is damaged is refused now, before any task starts.
-    let store = stores.open(&directory).map_err(io_error)?;
-    io::verify_objects(&*store, &manifest)
-        .await
-        .map_err(|error| match error {
-            io::ObjectError::Damaged(text) => wrong(format!("snapshot {path} is damaged: {text}")),
-            io::ObjectError::Store(error) => io_error(error),
-        })?;
-    Ok(RestoredSnapshot {
-        manifest,
-        directory,
-        is_own_checkpoint: false,
-    })
 }

@@ -87,6 +87,16 @@ impl State {
         });
     }
 
+    /// Plain savepoints are not among them: they commit nothing (semantics.md C11).
+    pub(super) fn tell_last_completed(&mut self) {
+        if self.underway.is_empty() && self.completing.is_empty() {
+            let last = self.completed.keys().next_back().copied();
+            for reply in self.asked_for_last.drain(..) {
+                let _ = reply.send(last); // May have gone.
+            }
+        }
+    }
+
     pub(super) fn end_if_asked(&mut self) {
         if self.phase != Phase::Leading || !self.completing.is_empty() {
             return;

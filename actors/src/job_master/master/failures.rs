@@ -86,11 +86,10 @@ impl Master {
         let now = self.now();
         let times = if self.options.graph.settings.restart.is_strict {
             failed.len().max(1)
-        } else if self.options.faults.is_sabotaged(Sabotage::MiscountRestarts) {
-            2
         } else {
             1
         };
+        let is_miscounting = self.options.faults.is_sabotaged(Sabotage::MiscountRestarts);
         let mut decision = None;
         for _ in 0..times {
             let entropy = self.options.entropy.clone();
@@ -98,7 +97,8 @@ impl Master {
                 .backoff
                 .on_failure(now, incident, move || dice(&entropy));
             if next.is_new_attempt && matches!(next.verdict, Verdict::Restart { .. }) {
-                self.restarts = self.restarts.saturating_add(1);
+                let one = if is_miscounting { 2 } else { 1 };
+                self.restarts = self.restarts.saturating_add(one);
             }
             decision = Some(next.verdict);
         }
@@ -107,12 +107,17 @@ impl Master {
             job = %self.options.graph.job, epoch = %self.options.epoch, %failure, ?incident,
             decision = words, "failure"
         );
+        let cause = failure.clone();
         let recovery = self.join_incident(failure, incident);
         recovery.decided(words.clone());
+        self.tell_history();
         match decision {
             Some(Verdict::Restart { delay }) => self.restart(failed, now, delay),
             Some(Verdict::Refused) | None => {
-                let cause = recovery.cause().clone();
+                let cause = self
+                    .recovery
+                    .as_ref()
+                    .map_or(cause, |recovery| recovery.cause().clone());
                 // Flink's words for it (semantics.md R2); the cause stays typed.
                 self.notice(format!("recovery is suppressed by {words}"));
                 self.fail_job(cause);

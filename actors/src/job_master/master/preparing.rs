@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::{CoordinatorState, Master, Phase, Slots, cast, subtask_of};
+use super::{CoordinatorState, EndStage, Master, Phase, Slots, cast, subtask_of};
 use crate::checkpoint_coordinator::{CoordinatorMessage, RestoreChoice};
 use crate::execution_graph::TaskReport;
 use crate::failover::SubtaskId;
@@ -101,6 +101,7 @@ impl Master {
         let started = (self.options.coordinator)(CoordinatorContext {
             graph: Arc::clone(&self.options.graph),
             epoch: self.options.epoch,
+            history: self.former_checkpoints(),
             events,
             supervisor: self.myself.get_cell(),
         });
@@ -126,7 +127,7 @@ impl Master {
                     message.map(|message| TaskFailure::of_job(FailureKind::Internal { message }));
                 self.phase = Phase::Ending {
                     state,
-                    is_terminating: false,
+                    stage: EndStage::Stopping,
                 };
             }
             Err(kind) => {

@@ -60,6 +60,9 @@ impl Master {
                 };
                 self.tell_coordinator(CoordinatorMessage::Declined { checkpoint, reason });
             }
+            ToJobManager::JobReleased { .. } => {
+                self.releasing.remove(&instance);
+            }
             ToJobManager::Heartbeat { counters, .. } => {
                 for (attempt, counters) in counters {
                     if let Ok(id) = self.executions.current(&attempt)
@@ -101,6 +104,7 @@ impl Master {
             _ => return,
         };
         tracing::info!(job = %graph.job, recovery = record.number, total_ms = record.phases.total_ms, "first record after recovery");
+        self.tell_history();
     }
 
     fn on_task_ended(
@@ -148,6 +152,7 @@ impl Master {
 
     pub(super) fn on_task_manager_lost(&mut self, instance: InstanceId, cause: FailureKind) {
         self.peers.remove(&instance);
+        self.releasing.remove(&instance);
         let had_place = self.places.iter().any(|place| place.instance == instance);
         let lost: Vec<_> = self
             .executions
@@ -236,6 +241,10 @@ impl Master {
                 instance,
                 ToTaskManager::NotifyCheckpointComplete { job, checkpoint },
             );
+        }
+        if self.releasing.contains(&instance) {
+            let output = self.output;
+            self.send(instance, ToTaskManager::ReleaseJob { job, output });
         }
         if self.stop.as_ref().is_some_and(StopRequest::is_draining) {
             self.send(instance, ToTaskManager::Drain { job });

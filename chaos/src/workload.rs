@@ -1,16 +1,17 @@
-//! The job of a simulated run, and what it must give: state, event-time timers, windows, a transactional sink.
+//! The merciless job, and what it must give: state, event-time timers, windows, a transactional sink. The simulator runs it with a sink
+//! in memory, the nodes of `perennial-chaos-node` with committed files.
 //!
 //! Invariant: the answer does not depend on the order in which records of different lanes meet, so a plain loop can tell it.
-//! [`expected`] shares with the job the event function and nothing of the engine.
+//! `expected` shares with the job the event function and nothing of the engine.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use perennial::api::{Arguments, JobRegistry, StreamEnvironment};
+use perennial::api::{Arguments, JobOption, JobRegistry, StreamEnvironment};
 use perennial::batch::Timestamp;
-use perennial::connector::{CommittedCollect, GeneratorContext, GeneratorSource};
+use perennial::connector::{CommittedCollect, FileSink, GeneratorContext, GeneratorSource, Sink};
 use perennial::error::{FunctionError, FunctionResult};
 use perennial::operator::{
     AggregateFunction, KeyedProcessFunction, OpenContext, ProcessContext, TimeWindow,
@@ -19,10 +20,12 @@ use perennial::operator::{
 use perennial::state::{TimeDomain, ValueState};
 use serde::{Deserialize, Serialize};
 
-/// Under which the job is registered.
-pub(super) const NAME: &str = "simulated";
+/// Under which the job is registered in the simulator.
+pub(crate) const NAME: &str = "simulated";
+/// Under which it is registered in processes.
+pub const PROCESS_NAME: &str = "merciless";
 /// Lanes of the source; one source subtask each, so that event time never falls within a subtask.
-pub(super) const LANES: u32 = 3;
+pub(crate) const LANES: u32 = 3;
 /// Event time between two records of a lane.
 const STEP_MS: i64 = 10;
 /// Event time of a timer's bucket.
@@ -49,7 +52,7 @@ pub struct Workload {
 
 /// One input record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Event {
+pub(crate) struct Event {
     key: u64,
     sequence: u64,
     value: u64,
@@ -58,7 +61,7 @@ pub(super) struct Event {
 
 /// What a bucket of a key held when its timer fired.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     key: u64,
     count: u64,
     sum: u64,
@@ -68,7 +71,7 @@ pub(super) struct Bucket {
 
 /// One committed record: what a window of a key held.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Output {
+pub(crate) struct Output {
     /// Whose.
     pub key: u64,
     /// Where the window begins.
@@ -83,7 +86,7 @@ pub(super) struct Output {
 
 /// A user function that breaks at one record, once.
 #[derive(Debug, Clone)]
-pub(super) struct Fuse(Arc<FuseState>);
+pub(crate) struct Fuse(Arc<FuseState>);
 
 #[derive(Debug)]
 struct FuseState {
@@ -95,7 +98,7 @@ struct FuseState {
 impl Fuse {
     /// Not lit.
     #[must_use]
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(FuseState {
             at: AtomicU64::new(u64::MAX),
             panics: AtomicBool::new(false),
@@ -103,7 +106,7 @@ impl Fuse {
     }
 
     /// From this record of some subtask's on, the next one breaks the function: by a panic or by an error.
-    pub(super) fn light(&self, sequence: u64, panics: bool) {
+    pub(crate) fn light(&self, sequence: u64, panics: bool) {
         self.0.panics.store(panics, Ordering::Relaxed);
         self.0.at.store(sequence, Ordering::Relaxed);
     }
@@ -266,7 +269,7 @@ impl AggregateFunction for Add {
 
 /// The registry that all nodes of a run carry. `is_forgetful` breaks the job on purpose: a part of its answer is not in its state.
 #[must_use]
-pub(super) fn registry(
+pub(crate) fn registry(
     workload: &Workload,
     sink: &CommittedCollect<Output>,
     fuse: &Fuse,
@@ -283,7 +286,7 @@ pub(super) fn registry(
                 env,
                 arguments,
                 &workload,
-                &sink,
+                sink.clone(),
                 Buckets {
                     fuse: fuse.clone(),
                     forgetful: forgetful.clone(),
@@ -294,11 +297,84 @@ pub(super) fn registry(
     )
 }
 
+const OPTIONS: &[JobOption] = &[
+    JobOption {
+        name: "seed",
+        help: "of the events [default: 1]",
+    },
+    JobOption {
+        name: "events",
+        help: "of all lanes [default: 3000]",
+    },
+    JobOption {
+        name: "rate",
+        help: "events per second and lane [default: 200]",
+    },
+    JobOption {
+        name: "keys",
+        help: "different keys [default: 40]",
+    },
+    JobOption {
+        name: "process-parallelism",
+        help: "subtasks of the function with state and timers [default: 2]",
+    },
+    JobOption {
+        name: "window-parallelism",
+        help: "subtasks of the window [default: 2]",
+    },
+    JobOption {
+        name: "output",
+        help: "directory of committed output files",
+    },
+];
+
+/// Adds the job for real processes: its output is committed as files of JSON lines.
+#[must_use]
+pub fn register(registry: JobRegistry) -> JobRegistry {
+    registry.job(
+        PROCESS_NAME,
+        "buckets, timers, windows and committed files: the job that faults are tried on",
+        OPTIONS,
+        |env, arguments| {
+            let workload = Workload {
+                seed: arguments.or("seed", 1)?,
+                events: arguments.or("events", 3000)?,
+                rate: arguments.or("rate", 200.0)?,
+                keys: arguments.or("keys", 40)?,
+                process_parallelism: arguments.or("process-parallelism", 2)?,
+                window_parallelism: arguments.or("window-parallelism", 2)?,
+            };
+            if workload.keys == 0 {
+                return Err(FunctionError::unrecoverable("need --keys >= 1"));
+            }
+            let output: String = arguments.required("output")?;
+            let buckets = Buckets {
+                fuse: Fuse::new(),
+                forgetful: None,
+                state: None,
+            };
+            build(env, arguments, &workload, FileSink::json(output), buckets)
+        },
+    )
+}
+
+/// What the files of a run in processes must hold, sorted.
+///
+/// # Panics
+/// Never: its records are plain data.
+#[must_use]
+pub fn expected_lines(workload: &Workload) -> Vec<String> {
+    let line = |output: &Output| serde_json::to_string(output).expect("plain data is JSON");
+    let mut lines: Vec<_> = expected(workload).iter().map(line).collect();
+    lines.sort();
+    lines
+}
+
 fn build(
     env: &StreamEnvironment,
     _arguments: &Arguments,
     workload: &Workload,
-    sink: &CommittedCollect<Output>,
+    sink: impl Sink<Output>,
     buckets: Buckets,
 ) -> FunctionResult {
     let for_source = workload.clone();
@@ -335,7 +411,7 @@ fn build(
         .name("windows")
         .uid("windows")
         .parallelism(workload.window_parallelism)
-        .sink_to(sink.clone())
+        .sink_to(sink)
         .name("committed")
         .uid("committed")
         .parallelism(workload.window_parallelism);
@@ -344,7 +420,7 @@ fn build(
 
 /// What must be committed, by a plain loop, sorted.
 #[must_use]
-pub(super) fn expected(workload: &Workload) -> Vec<Output> {
+pub(crate) fn expected(workload: &Workload) -> Vec<Output> {
     let mut buckets: BTreeMap<(u64, Timestamp), (u64, u64)> = BTreeMap::new();
     for sequence in 0..workload.events {
         let event = event(

@@ -1,0 +1,199 @@
+//! Which fault explains a recovery (invariant S6): right kind of cause, right node, right time. Pure.
+
+use std::time::Duration;
+
+use perennial_actors::model::{FailureKind, RecoveryRecord};
+
+use crate::plan::{DataFault, Fault, LinkFault};
+
+/// After its end a fault explains what is still found out about it: the slowest limits of a node (`s3.socket.timeout`,
+/// `execution.checkpointing.timeout` as the carrier sets them) and a busy machine.
+const ECHO_MAX_MS: u64 = 25_000;
+/// Clocks of two processes of one machine, and a detection stamped before the strike's own stamp.
+const EARLY_MS: u64 = 200;
+
+/// A fault that was struck, with all that tells whether it explains something.
+#[derive(Debug, Clone)]
+pub struct Struck {
+    /// Index in the plan.
+    pub fault: usize,
+    /// What.
+    pub what: Fault,
+    /// Nodes whose process or links it hit.
+    pub nodes: Vec<String>,
+    /// A link between TaskManagers is among what it hit.
+    pub is_data_link: bool,
+    /// A JobManager process is among what it hit.
+    pub hits_job_manager: bool,
+    /// When, in ms since the epoch.
+    pub at_ms: u64,
+    /// When it was over; `None`: not yet.
+    pub healed_ms: Option<u64>,
+}
+
+/// What detection is configured to tolerate.
+#[derive(Debug, Clone, Copy)]
+pub struct Tolerance {
+    /// `heartbeat.timeout`.
+    pub heartbeat: Duration,
+    /// `heartbeat.reconnect-window`.
+    pub reconnect: Duration,
+}
+
+/// The newest strike that explains the recovery.
+#[must_use]
+pub fn explain<'a>(
+    recovery: &RecoveryRecord,
+    strikes: &'a [Struck],
+    tolerance: Tolerance,
+) -> Option<&'a Struck> {
+    let is_in_time = |s: &&Struck| {
+        s.at_ms <= recovery.detected_ms + EARLY_MS
+            && s.healed_ms
+                .is_none_or(|healed| recovery.detected_ms <= healed + ECHO_MAX_MS)
+    };
+    let causes = || std::iter::once(&recovery.cause).chain(&recovery.other_causes);
+    strikes
+        .iter()
+        .rev()
+        .filter(is_in_time)
+        .find(|s| causes().any(|c| explains(s, &c.kind, tolerance)))
+}
+
+fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool {
+    if !may_restart(&strike.what, tolerance, strike.is_data_link) {
+        return false;
+    }
+    let names = |resource: &str| strike.nodes.iter().any(|n| n == resource);
+    let is_store = matches!(strike.what, Fault::Store(_));
+    let is_data = matches!(strike.what, Fault::Data(_));
+    match cause {
+        FailureKind::TaskManagerLost { resource, .. } => {
+            names(&resource.0) || strike.hits_job_manager
+        }
+        FailureKind::PeerLost { resource, .. } => {
+            names(&resource.0) || strike.is_data_link || strike.hits_job_manager
+        }
+        FailureKind::NoSlots { .. }
+        | FailureKind::Actor { .. }
+        | FailureKind::CancellationTimeout { .. } => !is_store,
+        FailureKind::Checkpoints { .. } | FailureKind::DamagedSnapshot { .. } => true,
+        FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data,
+        FailureKind::Panic { .. } | FailureKind::User { .. } => {
+            is_data
+                || matches!(
+                    strike.what,
+                    Fault::UserPanic { .. } | Fault::UserError { .. }
+                )
+        }
+        FailureKind::Fenced { .. } => strike.hits_job_manager,
+        FailureKind::IncompatibleState { .. } => is_store,
+        FailureKind::Limit { .. }
+        | FailureKind::BuildMismatch { .. }
+        | FailureKind::Internal { .. } => false,
+    }
+}
+
+/// Whether the catalogue lets the fault restart a job at all.
+fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool {
+    match fault {
+        Fault::Pause { down } => *down >= tolerance.heartbeat,
+        // Slow is not dead.
+        Fault::Starve { .. } => false,
+        Fault::Link(LinkFault::Reset { down }) => is_data_link || *down >= tolerance.reconnect,
+        Fault::Link(LinkFault::BlackHole { down, .. }) => {
+            is_data_link || *down >= tolerance.heartbeat
+        }
+        Fault::Link(LinkFault::Latency { delay, jitter, .. }) => {
+            *delay + *jitter >= tolerance.heartbeat
+        }
+        Fault::Link(LinkFault::Slice { .. } | LinkFault::Replay | LinkFault::Bandwidth { .. }) => {
+            false
+        }
+        Fault::Link(LinkFault::Flap { .. }) => true,
+        Fault::Link(LinkFault::HalfOpen { .. } | LinkFault::FlipBit) => true,
+        Fault::Data(DataFault::SlowDisk { .. }) => false,
+        Fault::ClientSavepoint => false,
+        Fault::Kill { .. }
+        | Fault::Terminate { .. }
+        | Fault::RollingRestart
+        | Fault::Store(_)
+        | Fault::Data(_)
+        | Fault::ActorPanic(_)
+        | Fault::SlowHandler { .. }
+        | Fault::NoHeartbeats { .. }
+        | Fault::ClockOffset { .. }
+        | Fault::UserPanic { .. }
+        | Fault::UserError { .. }
+        | Fault::UserStuck
+        | Fault::Rescale { .. } => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perennial_actors::model::{InstanceId, RecoveryPhases, ResourceId, TaskFailure};
+
+    const TOLERANCE: Tolerance = Tolerance {
+        heartbeat: Duration::from_secs(3),
+        reconnect: Duration::from_secs(1),
+    };
+
+    fn lost(resource: &str, detected_ms: u64) -> RecoveryRecord {
+        RecoveryRecord {
+            number: 1,
+            attempt: None,
+            detected_ms,
+            cause: TaskFailure::of_job(FailureKind::TaskManagerLost {
+                resource: ResourceId(resource.to_owned()),
+                instance: InstanceId(1),
+                message: String::new(),
+            }),
+            other_causes: Vec::new(),
+            decision: String::new(),
+            checkpoint: None,
+            skipped: Vec::new(),
+            phases: RecoveryPhases::default(),
+            restored: (0, 0),
+        }
+    }
+
+    fn struck(what: Fault, healed_ms: Option<u64>) -> Struck {
+        Struck {
+            fault: 0,
+            what,
+            nodes: vec!["taskmanager-1".to_owned()],
+            is_data_link: false,
+            hits_job_manager: false,
+            at_ms: 1000,
+            healed_ms,
+        }
+    }
+
+    #[test]
+    fn only_the_right_kind_at_the_right_node_in_time_explains() {
+        let kill = Fault::Kill {
+            down: Duration::from_secs(1),
+        };
+        let short = Fault::Pause {
+            down: Duration::from_secs(1),
+        };
+        let long = Fault::Pause {
+            down: Duration::from_secs(5),
+        };
+        let mine = "taskmanager-1";
+        for (recovery, what, healed, expected) in [
+            (lost(mine, 1500), kill.clone(), Some(2000), true),
+            (lost("taskmanager-2", 1500), kill.clone(), None, false),
+            (lost(mine, 500), kill.clone(), None, false),
+            (lost(mine, 90_000), kill, Some(2000), false),
+            (lost(mine, 1500), short, None, false),
+            (lost(mine, 1500), long, None, true),
+        ] {
+            let strikes = [struck(what, healed)];
+            let explained = explain(&recovery, &strikes, TOLERANCE).is_some();
+            assert_eq!(explained, expected, "{recovery:?} by {strikes:?}");
+        }
+    }
+}

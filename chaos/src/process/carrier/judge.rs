@@ -1,0 +1,418 @@
+//! Judges a run by the invariants of faults.md section 3.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perennial_actors::clock::Instant;
+use perennial_actors::model::{FailureKind, JobState, RecoveryRecord};
+
+use super::super::ProcessCluster;
+use super::super::resources::{files_below, open_files, resident_bytes, task_threads};
+use super::watch::View;
+use super::{Run, is_finished, may_fail, violation};
+use crate::checker::{
+    Recorder, Recording, check_fencing, check_one_truth, check_restarts, explain, is_retired,
+};
+use crate::oracle::compare;
+use crate::plan::{Direction, Fault, Invariant, LinkFault, StoreFault, Target};
+use crate::profile::ends_job;
+use crate::report::Violation;
+
+/// R1-R4: how long after the end of a job its resources may take to come back, its objects to be swept.
+pub(super) const RELEASE_BUDGET: Duration = Duration::from_secs(20);
+/// R5: what a node may hold more than before, in bytes: pools and caches that stay, allocator included.
+pub(super) const RESIDENT_TOLERANCE: u64 = 96 << 20;
+/// R2: descriptors that a node may hold more than before: idle connections to the store, and of nodes that joined.
+pub(super) const DESCRIPTOR_TOLERANCE: usize = 12;
+/// L2: what detection may take on top of its configured bound, on a busy machine.
+pub(super) const DETECTION_SLACK: Duration = Duration::from_millis(1500);
+
+/// What a node held before the job.
+#[derive(Debug, Clone)]
+struct Baseline {
+    pid: u32,
+    files: usize,
+    resident: u64,
+}
+
+/// Collects what was checked and what does not hold.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    checked: BTreeMap<Invariant, u64>,
+    violations: Vec<Violation>,
+    baseline: BTreeMap<String, Baseline>,
+}
+
+impl Judge {
+    pub(super) fn begin(cluster: &mut ProcessCluster) -> anyhow::Result<Self> {
+        let baseline = cluster
+            .nodes
+            .iter()
+            .map(|(name, node)| {
+                let pid = node.pid();
+                let baseline = Baseline {
+                    pid,
+                    files: open_files(pid).len(),
+                    resident: resident_bytes(pid),
+                };
+                (name.clone(), baseline)
+            })
+            .collect();
+        Ok(Self {
+            baseline,
+            ..Self::default()
+        })
+    }
+
+    pub(super) fn count(&mut self, invariant: Invariant) {
+        *self.checked.entry(invariant).or_default() += 1;
+    }
+
+    pub(super) fn fail(&mut self, invariant: Invariant, detail: String) {
+        self.count(invariant);
+        self.violations.push(violation(invariant, detail));
+    }
+
+    /// One check: what it found is what does not hold.
+    fn all(&mut self, invariant: Invariant, broken: Vec<String>) {
+        self.count(invariant);
+        self.violations.extend(
+            broken
+                .into_iter()
+                .map(|detail| violation(invariant, detail)),
+        );
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        !self.violations.is_empty()
+    }
+
+    pub(super) fn checked(&self) -> BTreeMap<Invariant, u64> {
+        self.checked.clone()
+    }
+
+    pub(super) fn violations(&self) -> Vec<Violation> {
+        self.violations.clone()
+    }
+}
+
+fn broken(result: anyhow::Result<()>) -> Vec<String> {
+    result.err().map(|e| format!("{e:#}")).into_iter().collect()
+}
+
+impl Run<'_> {
+    pub(super) fn check(&mut self, view: &View, recoveries: &[RecoveryRecord]) {
+        self.check_end(view);
+        self.check_output(view);
+        self.check_checkpoints();
+        self.check_store_history();
+        self.judge.all(
+            Invariant::S5,
+            check_restarts(&self.settings.job.restart, recoveries),
+        );
+        self.check_causes(recoveries);
+        self.check_detection(recoveries);
+        let clients = self.check_clients();
+        if !self
+            .plan
+            .faults
+            .iter()
+            .all(|f| f.what != Fault::ClientSavepoint)
+        {
+            self.judge.all(Invariant::L3, clients);
+        }
+        if view.terminal().is_some() {
+            self.check_leftovers(view);
+        }
+    }
+
+    /// L3.
+    fn check_end(&mut self, view: &View) {
+        let state = view.terminal();
+        let status = view.status.as_ref();
+        let cause = status
+            .and_then(|s| s.failure.as_ref())
+            .map(ToString::to_string);
+        let must_fail = self.struck.iter().any(|s| ends_job(&s.what));
+        let is_expected = match state {
+            Some(JobState::Finished) => !must_fail,
+            Some(JobState::Failed) if must_fail => {
+                cause.as_ref().is_some_and(|c| c.contains("injected"))
+            }
+            // The ladder's own words: nothing valid is left, or nothing that would not repeat output.
+            Some(JobState::Failed) => {
+                let words = cause.clone().unwrap_or_default();
+                may_fail(self.plan)
+                    && (words.contains("repeat committed output")
+                        || words.contains("no valid checkpoint"))
+            }
+            _ => false,
+        };
+        let mut what = Vec::new();
+        if !is_expected && !self.judge.has_failed() {
+            what.push(format!("the job ended as {state:?}: {cause:?}"));
+        }
+        self.judge.all(Invariant::L3, what);
+    }
+
+    /// S1: exactly the fold's lines; of a job that failed nothing that the fold does not have, and nothing twice.
+    fn check_output(&mut self, view: &View) {
+        let expected = self.scenario.lines();
+        let actual = match self.scenario.committed(&self.output) {
+            Ok(lines) => lines,
+            Err(error) => {
+                self.inconclusive = Some(format!("the output cannot be read: {error:#}"));
+                return;
+            }
+        };
+        let may_repeat = self.settings_allow_repeat();
+        let result = if is_finished(view) && !may_repeat {
+            compare(&actual, &expected)
+        } else {
+            part_of(&actual, &expected, may_repeat)
+        };
+        self.judge.all(Invariant::S1, broken(result));
+    }
+
+    fn settings_allow_repeat(&self) -> bool {
+        let key = "recovery.ladder.allow-repeat";
+        self.plan.settings.get(key).is_some_and(|v| v == "true")
+    }
+
+    /// S2, and S3 of the records as they lie there.
+    fn check_checkpoints(&mut self) {
+        let mut all = std::mem::take(&mut self.earlier);
+        all.extend(self.recorder.take().map(Recorder::finish));
+        for recording in all {
+            match recording {
+                Ok(recording) => self.take_recording(&recording),
+                Err(error) => self.judge.fail(Invariant::S2, format!("{error:#}")),
+            }
+        }
+    }
+
+    fn take_recording(&mut self, recording: &Recording) {
+        for _ in &recording.checked {
+            self.judge.count(Invariant::S2);
+        }
+        self.judge.count(Invariant::S3);
+        let retired = recording.records.values().filter(|r| is_retired(r)).count();
+        self.cluster.say(&format!(
+            "{} records, {} checkpoints equal the fold, {retired} retired, missed {:?}, damaged by us {:?}",
+            recording.records.len(),
+            recording.checked.len(),
+            recording.missed,
+            recording.damaged
+        ));
+    }
+
+    /// S3 and S4 by what the server was asked.
+    fn check_store_history(&mut self) {
+        let Some(proxy) = self.cluster.store_proxy() else {
+            return;
+        };
+        let history = proxy.history();
+        // An emptied store has forgotten what was created.
+        let is_emptied = |f: &crate::plan::PlannedFault| f.what == Fault::Store(StoreFault::Empty);
+        if !self.plan.faults.iter().any(is_emptied) {
+            self.judge.all(Invariant::S3, check_one_truth(&history));
+        }
+        self.judge.all(Invariant::S4, check_fencing(&history));
+    }
+
+    /// S6.
+    fn check_causes(&mut self, recoveries: &[RecoveryRecord]) {
+        for recovery in recoveries {
+            let found = explain(recovery, &self.struck, self.tolerance());
+            let unexplained = found.is_none().then(|| {
+                format!(
+                    "recovery {}, detected {} ms after the job was accepted, is explained by no fault: {}",
+                    recovery.number,
+                    recovery.detected_ms.saturating_sub(self.accepted_ms()),
+                    recovery.cause
+                )
+            });
+            self.judge
+                .all(Invariant::S6, unexplained.into_iter().collect());
+        }
+    }
+
+    fn accepted_ms(&self) -> u64 {
+        self.clock.wall_ms_at(self.accepted)
+    }
+
+    /// L2: the first that was found out of a fault was found out in time.
+    fn check_detection(&mut self, recoveries: &[RecoveryRecord]) {
+        let heartbeat = &self.settings.cluster.heartbeat;
+        let by_socket = heartbeat.reconnect_window;
+        let by_silence = heartbeat.timeout + heartbeat.interval;
+        let mut late = Vec::new();
+        let mut looks = 0;
+        for struck in &self.struck {
+            let target = self.plan.faults[struck.fault].target;
+            let bound = match &struck.what {
+                Fault::Kill { .. } | Fault::Terminate { .. } => by_socket,
+                Fault::Pause { down } if *down > by_silence => by_silence,
+                Fault::Link(LinkFault::BlackHole { down, direction })
+                    if *down > by_silence && *direction == Direction::Both =>
+                {
+                    by_silence
+                }
+                _ => continue,
+            };
+            // Without a leader nobody detects.
+            if !matches!(target, Target::TaskManager(_) | Target::ControlLink(_)) {
+                continue;
+            }
+            let names_it = |kind: &FailureKind| match kind {
+                FailureKind::TaskManagerLost { resource, .. } => struck.nodes.contains(&resource.0),
+                _ => false,
+            };
+            let found = recoveries.iter().find(|r| {
+                r.detected_ms >= struck.at_ms
+                    && std::iter::once(&r.cause)
+                        .chain(&r.other_causes)
+                        .any(|c| names_it(&c.kind))
+            });
+            let Some(found) = found else { continue };
+            looks += 1;
+            let took = Duration::from_millis(found.detected_ms - struck.at_ms);
+            if took > bound + DETECTION_SLACK {
+                late.push(format!(
+                    "{:?} on {:?} was found out after {took:?}, the bound is {bound:?}",
+                    struck.what, struck.nodes
+                ));
+            }
+        }
+        if looks > 0 {
+            self.judge.all(Invariant::L2, late);
+        }
+    }
+
+    /// R1 to R5: polled, since nothing says when the last thing is released.
+    fn check_leftovers(&mut self, view: &View) {
+        let deadline = Instant::now() + RELEASE_BUDGET;
+        let mut left = self.leftovers(view);
+        while !left.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(200));
+            left = self.leftovers(view);
+        }
+        for invariant in [
+            Invariant::R1,
+            Invariant::R2,
+            Invariant::R3,
+            Invariant::R4,
+            Invariant::R5,
+        ] {
+            let of_it = left.iter().filter(|(i, _)| *i == invariant);
+            let of_it = of_it.map(|(_, detail)| detail.clone()).collect();
+            self.judge.all(invariant, of_it);
+        }
+    }
+
+    fn leftovers(&mut self, view: &View) -> Vec<(Invariant, String)> {
+        let mut left = Vec::new();
+        let nodes = self.watcher.view().task_managers;
+        let expected = self.cluster.task_manager_names().len();
+        if nodes.len() != expected {
+            let names: Vec<_> = nodes.iter().map(|n| &n.resource.0).collect();
+            left.push((
+                Invariant::R1,
+                format!("{names:?} are registered of {expected}"),
+            ));
+        }
+        for node in &nodes {
+            if node.slots.0 != node.slots.1 {
+                let (free, all) = node.slots;
+                let what = format!("{} has {free} of {all} slots free", node.resource);
+                left.push((Invariant::R1, what));
+            }
+        }
+        for (name, before) in &self.judge.baseline {
+            let Some(node) = self.cluster.nodes.get(name) else {
+                continue;
+            };
+            let pid = node.pid();
+            let threads = task_threads(pid);
+            if !threads.is_empty() {
+                left.push((Invariant::R2, format!("{name} has threads {threads:?}")));
+            }
+            let files = open_files(pid);
+            if files.len() > before.files + DESCRIPTOR_TOLERANCE {
+                let what = format!("{name} has {files:?} open, {} before", before.files);
+                left.push((Invariant::R2, what));
+            }
+            let resident = resident_bytes(pid);
+            // A process that was started anew has its own beginning.
+            if pid == before.pid && resident > before.resident + RESIDENT_TOLERANCE {
+                let what = format!("{name} holds {resident} bytes, {} before", before.resident);
+                left.push((Invariant::R5, what));
+            }
+        }
+        for directory in ["work", "tmp"] {
+            let files = files_below(&self.cluster.path(directory));
+            if !files.is_empty() {
+                left.push((Invariant::R3, format!("nodes left {files:?}")));
+            }
+        }
+        if is_finished(view) {
+            let hidden: Vec<String> = files_below(&self.output)
+                .into_iter()
+                .filter(|path| path.contains("/.") && path.contains(&self.job))
+                .collect();
+            if !hidden.is_empty() {
+                left.push((Invariant::R3, format!("uncommitted output {hidden:?}")));
+            }
+            match self.objects() {
+                Ok(objects) if objects.is_empty() => {}
+                Ok(objects) => left.push((Invariant::R4, format!("the store keeps {objects:?}"))),
+                Err(error) => left.push((Invariant::R4, format!("no inventory: {error:#}"))),
+            }
+        }
+        left
+    }
+
+    /// State objects of the job that are still in the store.
+    fn objects(&self) -> anyhow::Result<Vec<String>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let storage = self.cluster.storage();
+        let store = storage
+            .open()
+            .open(&storage.uri(&format!("checkpoints/{}", self.job)))?;
+        let found = runtime.block_on(store.list("shared/"))?;
+        Ok(found.into_iter().map(|o| o.key).collect())
+    }
+}
+
+/// Nothing that is not expected; each so often at most, unless it may repeat.
+fn part_of(actual: &[String], expected: &[String], may_repeat: bool) -> anyhow::Result<()> {
+    let mut counts: BTreeMap<&String, i64> = BTreeMap::new();
+    for line in expected {
+        *counts.entry(line).or_default() += 1;
+    }
+    let known = counts.clone();
+    for line in actual {
+        anyhow::ensure!(known.contains_key(line), "`{line}` is not expected");
+        let left = counts.entry(line).or_default();
+        *left -= 1;
+        anyhow::ensure!(may_repeat || *left >= 0, "`{line}` is there too often");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_has_nothing_foreign_and_nothing_twice() {
+        let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let expected = lines("a b c");
+        assert!(part_of(&lines("a c"), &expected, false).is_ok());
+        assert!(part_of(&lines("a d"), &expected, true).is_err());
+        assert!(part_of(&lines("a a"), &expected, false).is_err());
+        assert!(part_of(&lines("a a"), &expected, true).is_ok());
+    }
+}

@@ -1,0 +1,198 @@
+//! Takes the steps that end faults, or go on with them.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use perennial_actors::clock::Instant;
+
+use super::super::Signal;
+use super::strike::{STARVE_PERIOD, Step};
+use super::victims::LinkVictim;
+use super::{Run, TERMINATION_BUDGET};
+use crate::plan::Invariant;
+use crate::proxy::LinkProxies;
+use crate::proxy::link::Way;
+
+/// Before a look at something that has not come yet.
+const AGAIN: Duration = Duration::from_millis(50);
+
+impl Run<'_> {
+    pub(super) fn take(&mut self, step: Step, fault: usize) -> anyhow::Result<()> {
+        let now = Instant::now();
+        match step {
+            Step::Start(nodes) => {
+                for node in nodes {
+                    self.start(node, fault)?;
+                }
+            }
+            Step::Cont(nodes) => {
+                for node in nodes {
+                    // It may have been killed meanwhile by another fault.
+                    if self.is_alive(&node)? {
+                        self.cluster.cont(&node)?;
+                    }
+                }
+            }
+            Step::Starve {
+                node,
+                percent,
+                until,
+            } => {
+                if self.is_alive(&node)? {
+                    let run = STARVE_PERIOD * percent / 100;
+                    let signal =
+                        |run: &mut Self, signal| run.cluster.node_mut(&node)?.signal(signal);
+                    if now >= until {
+                        signal(self, Signal::CONT)?;
+                    } else {
+                        signal(self, Signal::STOP)?;
+                        let stopped = STARVE_PERIOD - run;
+                        let next = Step::Starve {
+                            node: node.clone(),
+                            percent,
+                            until,
+                        };
+                        self.timeline
+                            .push(now + stopped, fault, Step::Cont(vec![node]));
+                        self.timeline.push(now + STARVE_PERIOD, fault, next);
+                    }
+                }
+            }
+            Step::Refuse(links, refuses) => {
+                self.on_links(&links, |c, _| c.refuses = refuses)?;
+            }
+            Step::Unblock(links) => self.on_links(&links, |c, _| {
+                c.up.is_blocked = false;
+                c.down.is_blocked = false;
+            })?,
+            Step::Calm(links) => self.on_links(&links, |c, _| {
+                for way in [&mut c.up, &mut c.down] {
+                    *way = Way {
+                        is_blocked: way.is_blocked,
+                        ..Way::default()
+                    };
+                }
+            })?,
+            Step::Reset(links) => {
+                self.each_link(&links, |l, v| l.reset(&v.dialler, &v.server))?;
+            }
+            Step::HealHalfOpen(links) => {
+                self.each_link(&links, |l, v| l.heal_half_open(&v.dialler, &v.server))?;
+            }
+            Step::Store(rule) => {
+                let proxy = self.cluster.store_proxy().context("no store proxy")?;
+                let hits = proxy.remove(rule);
+                self.cluster.say(&format!(
+                    "the store works again; {hits} requests were broken"
+                ));
+            }
+            Step::UsedUp(rule, times, until) => {
+                let proxy = self.cluster.store_proxy().context("no store proxy")?;
+                if proxy.hits(rule) < times && now < until {
+                    self.timeline
+                        .push(now + AGAIN, fault, Step::UsedUp(rule, times, until));
+                } else {
+                    let hits = proxy.remove(rule);
+                    self.cluster
+                        .say(&format!("{hits} of {times} requests were broken"));
+                }
+            }
+            Step::Unlimit(node, resource, soft) => {
+                if self.is_alive(&node)? {
+                    self.cluster.node_mut(&node)?.limit(resource, soft)?;
+                }
+            }
+            Step::Roll(nodes) => self.roll(nodes, fault)?,
+        }
+        Ok(())
+    }
+
+    fn is_alive(&mut self, node: &str) -> anyhow::Result<bool> {
+        Ok(self.cluster.node_mut(node)?.exit_code()?.is_none())
+    }
+
+    /// Starts a node again once it has ended; one that was asked to end must do so well, and in time.
+    fn start(&mut self, node: String, fault: usize) -> anyhow::Result<()> {
+        let Some(code) = self.cluster.node_mut(&node)?.exit_code()? else {
+            let asked_at = self.struck.iter().find(|s| s.fault == fault);
+            let asked_ms = asked_at.map_or(0, |s| s.at_ms);
+            let waited = Duration::from_millis(self.clock.wall_ms().saturating_sub(asked_ms));
+            if waited > TERMINATION_BUDGET {
+                self.judge.fail(
+                    Invariant::L3,
+                    format!("{node} has not ended within {TERMINATION_BUDGET:?} after SIGTERM"),
+                );
+                return Ok(());
+            }
+            let at = Instant::now() + AGAIN;
+            self.timeline.push(at, fault, Step::Start(vec![node]));
+            return Ok(());
+        };
+        let was_asked = matches!(
+            self.plan.faults[fault].what,
+            crate::plan::Fault::Terminate { .. }
+        );
+        if was_asked {
+            self.judge.count(Invariant::L3);
+            if code != 0 {
+                self.judge.fail(
+                    Invariant::L3,
+                    format!("{node} ended with exit code {code} after SIGTERM, not 0"),
+                );
+            }
+        }
+        self.cluster.restart(&node)
+    }
+
+    /// One after the other: the next goes down when the one before is back and the job runs.
+    fn roll(&mut self, mut nodes: Vec<String>, fault: usize) -> anyhow::Result<()> {
+        let Some(node) = nodes.first().cloned() else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        match self.cluster.node_mut(&node)?.exit_code()? {
+            None if self.cluster.node_mut(&node)?.is_allowed_to_exit() => {
+                // Asked already, still ending.
+                self.timeline.push(now + AGAIN, fault, Step::Roll(nodes));
+            }
+            None => {
+                let view = self.watcher.view();
+                if view.is_running()
+                    && view.task_managers.len() == self.cluster.task_manager_names().len()
+                {
+                    self.cluster.say(&format!("rolling: SIGTERM {node}"));
+                    self.cluster.node_mut(&node)?.signal(Signal::TERM)?;
+                }
+                self.timeline.push(now + AGAIN, fault, Step::Roll(nodes));
+            }
+            Some(_) => {
+                self.cluster.restart(&node)?;
+                nodes.remove(0);
+                // The view may still show the cluster as it was: its look must come round.
+                let next = now + Duration::from_millis(800);
+                self.timeline.push(next, fault, Step::Roll(nodes));
+            }
+        }
+        Ok(())
+    }
+
+    fn each_link(
+        &self,
+        links: &[LinkVictim],
+        what: impl Fn(&LinkProxies, &LinkVictim),
+    ) -> anyhow::Result<()> {
+        let proxies = self.cluster.links().context("no link proxies")?;
+        links.iter().for_each(|v| what(proxies, v));
+        Ok(())
+    }
+
+    fn on_links(
+        &self,
+        links: &[LinkVictim],
+        change: impl Fn(&mut crate::proxy::link::Conditions, &LinkVictim),
+    ) -> anyhow::Result<()> {
+        self.each_link(links, |proxies, v| {
+            proxies.change(&v.dialler, &v.server, |c| change(c, v));
+        })
+    }
+}
