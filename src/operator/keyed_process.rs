@@ -89,7 +89,7 @@ pub trait KeyedProcessFunction<K: Key, T>: Send + 'static {
 ///         };
 ///         pages.add(cx, page.clone())?;
 ///         let count = counts.get(cx, &page)?.unwrap_or(0) + 1;
-///         counts.insert(cx, page, count)?;
+///         counts.insert(cx, &page, count)?;
 ///         longest.add(cx, stay)?;
 ///         cx.emit(count);
 ///         Ok(())

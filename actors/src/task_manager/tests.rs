@@ -906,7 +906,12 @@ async fn a_node_that_sends_no_heartbeats_is_lost_after_the_timeout() {
     )));
     let (_, cause) = cluster.job_manager.lost().await;
     assert!(cause.contains("no heartbeat"), "{cause}");
-    assert!(began.elapsed() >= TIMEOUT && began.elapsed() <= TIMEOUT + 2 * INTERVAL);
+    // Its last heartbeat may have come just before.
+    let took = began.elapsed();
+    assert!(
+        took + INTERVAL >= TIMEOUT && took <= TIMEOUT + 2 * INTERVAL,
+        "{took:?}"
+    );
     tokio::time::sleep(4 * TIMEOUT).await;
     let (registration, _peer) = cluster.job_manager.registered().await;
     assert_eq!(registration.running, [attempt(0, 1, 1)]);
