@@ -3,23 +3,20 @@
 //! Invariant: nothing of the job is needed, only the records, the objects they name and the state's byte format. What a cluster has
 //! deleted by its own retention cannot be read: [`Recorder`] therefore reads along while the cluster runs.
 
+mod loaded;
 mod recorder;
 mod snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail, ensure};
-use bytes::Bytes;
-use perennial::state::decode_entries;
-use perennial_actors::checkpoint::{Store, segments_for_group};
-use perennial_actors::model::{
-    DataRef, KeyGroup, KeyedSegment, Manifest, ObjectInfo, OperatorId, OperatorState, Record,
-    RecordOutcome,
-};
+use anyhow::{Context, bail, ensure};
+use perennial_actors::checkpoint::Store;
+use perennial_actors::model::{Manifest, Record, RecordOutcome};
 
 use crate::oracle::{Counts, Positions, StateOracle};
 
+pub use loaded::{Entry, Loaded, lane_positions};
 pub use recorder::{Recorder, Recording};
 pub use snapshot::SnapshotReader;
 
@@ -64,34 +61,8 @@ async fn check(
     )
 }
 
-fn operator<'a>(manifest: &'a Manifest, uid: &str) -> anyhow::Result<&'a OperatorState> {
-    let id = OperatorId::from_uid(uid);
-    manifest
-        .operators
-        .iter()
-        .find(|o| o.id == id)
-        .ok_or_else(|| anyhow!("no state of operator `{uid}`"))
-}
-
 fn positions(manifest: &Manifest, oracle: &dyn StateOracle) -> anyhow::Result<Positions> {
-    let mut positions = Positions::new();
-    for subtask in &operator(manifest, oracle.source())?.subtasks {
-        for (split, position) in &subtask.positions {
-            let lane = split
-                .strip_prefix("lane-")
-                .and_then(|n| n.parse().ok())
-                .ok_or_else(|| anyhow!("split `{split}` is no lane"))?;
-            let before = positions.insert(lane, *position);
-            ensure!(before.is_none(), "lane {lane} belongs to two subtasks");
-        }
-    }
-    let lanes: Vec<u64> = positions.keys().copied().collect();
-    ensure!(
-        lanes.iter().copied().eq(0..oracle.lanes()),
-        "positions for lanes {lanes:?}, expected all of 0..{}",
-        oracle.lanes()
-    );
-    Ok(positions)
+    lane_positions(manifest, oracle.source(), oracle.lanes())
 }
 
 async fn counts(
@@ -99,117 +70,19 @@ async fn counts(
     manifest: &Manifest,
     oracle: &dyn StateOracle,
 ) -> anyhow::Result<Counts> {
-    let operator = operator(manifest, oracle.operator())?;
-    let state = operator
-        .states
-        .iter()
-        .find(|s| s.name == oracle.state())
-        .ok_or_else(|| {
-            anyhow!(
-                "operator `{}` has no state `{}`",
-                operator.uid,
-                oracle.state()
-            )
-        })?;
-    let mut objects = Objects {
-        store,
-        manifest,
-        read: BTreeMap::new(),
-    };
+    let loaded = Loaded::read(store, manifest).await?;
     let mut counts = Counts::new();
-    for group in 0..operator.max_parallelism {
-        let group = KeyGroup(u16::try_from(group)?);
-        let mut entries = BTreeMap::new();
-        for (segment, slice) in segments_for_group(operator, group) {
-            let bytes = objects.segment(segment).await?;
-            let (from, to) = (slice.offset, slice.offset + slice.length);
-            let bytes = bytes
-                .get(usize::try_from(from)?..usize::try_from(to)?)
-                .ok_or_else(|| anyhow!("key group {group} lies outside its segment"))?;
-            ensure!(
-                crc32c::crc32c(bytes) == slice.crc32c,
-                "key group {group} of the segment of {} has a wrong checksum",
-                segment.checkpoint
-            );
-            for entry in decode_entries(bytes)? {
-                if entry.state != state.index {
-                    continue;
-                }
-                let key = (entry.key_bytes, entry.namespace_bytes, entry.map_key_bytes);
-                match entry.value {
-                    Some(value) => entries.insert(key, value),
-                    None => entries.remove(&key),
-                };
-            }
+    for entry in loaded.entries(oracle.operator())? {
+        if entry.state.name != oracle.state() {
+            continue;
         }
-        for ((key, ..), value) in entries {
-            let key = oracle.key(&key)?;
-            let value = rmp_serde::from_slice::<u64>(&value)
-                .with_context(|| format!("value of key {key} in key group {group}"))?;
-            let before = counts.insert(key.clone(), value);
-            ensure!(before.is_none(), "key {key} is stored twice");
-        }
+        let key = oracle.key(&entry.key)?;
+        let value = rmp_serde::from_slice::<u64>(&entry.value)
+            .with_context(|| format!("value of key {key} in key group {}", entry.group))?;
+        let before = counts.insert(key.clone(), value);
+        ensure!(before.is_none(), "key {key} is stored twice");
     }
     Ok(counts)
-}
-
-/// Reads each object once.
-struct Objects<'a> {
-    store: &'a Arc<dyn Store>,
-    manifest: &'a Manifest,
-    read: BTreeMap<u32, Bytes>,
-}
-
-impl Objects<'_> {
-    async fn segment(&mut self, segment: &KeyedSegment) -> anyhow::Result<Bytes> {
-        match &segment.data {
-            DataRef::Inline(bytes) => Ok(bytes.clone()),
-            DataRef::Object {
-                object,
-                offset,
-                length,
-            } => {
-                let whole = self.object(*object).await?;
-                let range = usize::try_from(*offset)?..usize::try_from(offset + length)?;
-                ensure!(
-                    range.end <= whole.len(),
-                    "a segment lies outside object {object}"
-                );
-                Ok(whole.slice(range))
-            }
-        }
-    }
-
-    async fn object(&mut self, index: u32) -> anyhow::Result<Bytes> {
-        if let Some(bytes) = self.read.get(&index) {
-            return Ok(bytes.clone());
-        }
-        let info = self
-            .manifest
-            .objects
-            .get(usize::try_from(index)?)
-            .ok_or_else(|| anyhow!("the manifest names no object {index}"))?;
-        let bytes = self.store.get(&info.key, None).await?;
-        verify(info, &bytes)?;
-        self.read.insert(index, bytes.clone());
-        Ok(bytes)
-    }
-}
-
-fn verify(info: &ObjectInfo, bytes: &Bytes) -> anyhow::Result<()> {
-    ensure!(
-        bytes.len() as u64 == info.length,
-        "object {} has {} bytes, the manifest says {}",
-        info.key,
-        bytes.len(),
-        info.length
-    );
-    ensure!(
-        crc32c::crc32c(bytes) == info.crc32c,
-        "object {} has a wrong checksum",
-        info.key
-    );
-    Ok(())
 }
 
 /// Whether retention has put this record in place of a completed one. It carries the epoch of the leader that did so.

@@ -4,6 +4,7 @@
 //! [`simulator`] runs a whole cluster in one thread with seeded faults, [`checker`] reads checkpoints offline and holds them against the oracle. Nothing here is linked into a binary that is shipped.
 
 pub mod checker;
+pub mod invariants;
 pub mod oracle;
 pub mod plan;
 pub mod process;

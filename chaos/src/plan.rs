@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use fault::{ActorKind, DataFault, Direction, Fault, LinkFault, StoreFault, StoreRequests};
+pub use fault::{
+    ActorKind, DataFault, Direction, Fault, LinkFault, StoreFault, StoreRequests, UserCall,
+};
 pub use row::{Invariant, Row, Section};
 
 /// Everything that a run is made of.

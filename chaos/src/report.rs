@@ -64,6 +64,19 @@ pub struct Strike {
     pub victim: String,
 }
 
+/// What a run tells while it goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// It begins: its first line, the command that repeats it.
+    Started(String),
+    /// A fault was struck.
+    Struck(Strike),
+    /// The job has recovered.
+    Recovered(RecoveryTime),
+    /// What goes on now: "warming up", "checking".
+    Phase(String),
+}
+
 /// One recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryTime {

@@ -70,6 +70,13 @@ pub enum Fault {
         /// Attempts that it breaks; `u32::MAX`: each.
         times: u32,
     },
+    /// The user function panics elsewhere than at a record; each of so many attempts.
+    UserPanicIn {
+        /// Where.
+        call: UserCall,
+        /// Attempts that it breaks.
+        times: u32,
+    },
     /// The user function returns an error at a record; each of so many attempts.
     UserError {
         /// Attempts that it breaks; `u32::MAX`: each.
@@ -87,6 +94,19 @@ pub enum Fault {
         parallelism: u32,
     },
 }
+
+/// Calls of a user function other than for a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UserCall {
+    /// `open`, after the state was restored.
+    Open,
+    /// `on_timer`.
+    Timer,
+}
+
+/// Failures of one record from which on it is a restart storm.
+const STORM_MIN: u32 = 6;
 
 /// What happens on a link.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -313,11 +333,12 @@ impl Fault {
     #[must_use]
     pub fn row(&self, target: Target, when: &When) -> Row {
         match self {
-            Self::Kill { .. } => match target {
+            Self::Kill { down } => match target {
                 Target::AllTaskManagers => Row::P2,
                 Target::Leader | Target::Standby => Row::P3,
                 Target::AllNodes => Row::P4,
                 _ if *when == When::Recovering => Row::A8,
+                _ if down.is_zero() => Row::P9,
                 _ => Row::P1,
             },
             Self::Pause { down } => match target {
@@ -337,7 +358,9 @@ impl Fault {
             Self::SlowHandler { .. } => Row::A6,
             Self::NoHeartbeats { .. } => Row::N2,
             Self::ClockOffset { .. } => Row::T1,
+            Self::UserPanic { times } if (STORM_MIN..u32::MAX).contains(times) => Row::A9,
             Self::UserPanic { .. } => Row::A1,
+            Self::UserPanicIn { .. } => Row::A3,
             Self::UserError {
                 is_unrecoverable: true,
                 ..

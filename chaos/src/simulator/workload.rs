@@ -4,11 +4,10 @@
 //! [`expected`] shares with the job the event function and nothing of the engine.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use perennial::api::{Arguments, JobRegistry, StreamEnvironment};
+use perennial::api::{Arguments, JobOption, JobRegistry, StreamEnvironment};
 use perennial::batch::Timestamp;
 use perennial::connector::{CommittedCollect, GeneratorContext, GeneratorSource};
 use perennial::error::{FunctionError, FunctionResult};
@@ -19,41 +18,37 @@ use perennial::operator::{
 use perennial::state::{TimeDomain, ValueState};
 use serde::{Deserialize, Serialize};
 
+use crate::plan::{UserCall, WorkloadPlan};
+
 /// Under which the job is registered.
 pub(super) const NAME: &str = "simulated";
+/// Subtasks of the two vertices behind the source, as options of the job.
+const PARALLELISM: &[JobOption] = &[
+    JobOption {
+        name: "buckets",
+        help: "subtasks of the function with state and timers",
+    },
+    JobOption {
+        name: "windows",
+        help: "subtasks of the window",
+    },
+];
 /// Lanes of the source; one source subtask each, so that event time never falls within a subtask.
 pub(super) const LANES: u32 = 3;
 /// Event time between two records of a lane.
 const STEP_MS: i64 = 10;
 /// Event time of a timer's bucket.
-const BUCKET_MS: i64 = 250;
+pub(super) const BUCKET_MS: i64 = 250;
 /// Event time of a window.
-const WINDOW_MS: i64 = 1000;
-
-/// The size of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Workload {
-    /// Of the events.
-    pub seed: u64,
-    /// Of all lanes.
-    pub events: u64,
-    /// Per second and lane.
-    pub rate: f64,
-    /// Different keys.
-    pub keys: u64,
-    /// Subtasks of the function with state and timers.
-    pub process_parallelism: u32,
-    /// Subtasks of the window.
-    pub window_parallelism: u32,
-}
+pub(super) const WINDOW_MS: i64 = 1000;
 
 /// One input record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Event {
-    key: u64,
+    pub(super) key: u64,
     sequence: u64,
-    value: u64,
-    time: Timestamp,
+    pub(super) value: u64,
+    pub(super) time: Timestamp,
 }
 
 /// What a bucket of a key held when its timer fired.
@@ -81,52 +76,87 @@ pub(super) struct Output {
     pub totals: u64,
 }
 
-/// A user function that breaks at one record, once.
-#[derive(Debug, Clone)]
-pub(super) struct Fuse(Arc<FuseState>);
+/// Makes the user function break.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Fuse(Arc<Mutex<FuseState>>);
+
+#[derive(Debug, Default)]
+struct FuseState {
+    lit: Option<Lit>,
+    blown: Vec<Break>,
+}
 
 #[derive(Debug)]
-struct FuseState {
-    /// `u64::MAX`: none.
-    at: AtomicU64,
-    panics: AtomicBool,
+struct Lit {
+    what: Break,
+    /// Breaks that are left; `u32::MAX`: no end.
+    left: u32,
 }
+
+/// How the user function breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Break {
+    /// A panic at a record.
+    Panic,
+    /// An error at a record.
+    Error {
+        /// Marked so.
+        is_unrecoverable: bool,
+    },
+    /// A panic in another call.
+    PanicIn(UserCall),
+}
+
+/// What every break says, so that its cause can be told.
+pub(super) const BREAK: &str = "the user function breaks on purpose";
 
 impl Fuse {
-    /// Not lit.
-    #[must_use]
-    pub(super) fn new() -> Self {
-        Self(Arc::new(FuseState {
-            at: AtomicU64::new(u64::MAX),
-            panics: AtomicBool::new(false),
-        }))
+    /// From now on, so many calls break.
+    pub(super) fn light(&self, what: Break, times: u32) {
+        lock(&self.0).lit = Some(Lit { what, left: times });
     }
 
-    /// From this record of some subtask's on, the next one breaks the function: by a panic or by an error.
-    pub(super) fn light(&self, sequence: u64, panics: bool) {
-        self.0.panics.store(panics, Ordering::Relaxed);
-        self.0.at.store(sequence, Ordering::Relaxed);
+    /// Whether calls will break, and stop to break one day.
+    pub(super) fn is_burning(&self) -> bool {
+        lock(&self.0).lit.as_ref().is_some_and(|lit| lit.left != u32::MAX)
     }
 
-    fn check(&self, sequence: u64) -> FunctionResult {
-        let state = &self.0;
-        if sequence < state.at.load(Ordering::Relaxed) {
+    /// Breaks so far.
+    pub(super) fn blown(&self) -> Vec<Break> {
+        lock(&self.0).blown.clone()
+    }
+
+    /// Called by the user function: breaks when it is this call's turn.
+    fn check(&self, call: Option<UserCall>) -> FunctionResult {
+        let mut state = lock(&self.0);
+        let Some(lit) = &mut state.lit else {
+            return Ok(());
+        };
+        let what = lit.what;
+        let is_here = match what {
+            Break::Panic | Break::Error { .. } => call.is_none(),
+            Break::PanicIn(there) => call == Some(there),
+        };
+        if !is_here {
             return Ok(());
         }
-        state.at.store(u64::MAX, Ordering::Relaxed);
-        assert!(
-            !state.panics.load(Ordering::Relaxed),
-            "the user function panics at record {sequence}, once"
-        );
-        Err(FunctionError::new(format!(
-            "the user function fails at record {sequence}, once"
-        )))
-    }
-}
-
-impl Default for Fuse {
-    fn default() -> Self {
-        Self::new()
+        if lit.left != u32::MAX {
+            lit.left -= 1;
+        }
+        if lit.left == 0 {
+            state.lit = None;
+        }
+        state.blown.push(what);
+        drop(state);
+        match what {
+            Break::Panic | Break::PanicIn(_) => panic!("{BREAK}: {call:?}"),
+            Break::Error {
+                is_unrecoverable: true,
+            } => Err(FunctionError::unrecoverable(BREAK)),
+            Break::Error {
+                is_unrecoverable: false,
+            } => Err(FunctionError::new(BREAK)),
+        }
     }
 }
 
@@ -137,7 +167,8 @@ fn scramble(n: u64) -> u64 {
     x ^ (x >> 33)
 }
 
-fn event(workload: &Workload, lane: u32, index: u64) -> Event {
+/// The record of a lane at a position.
+pub(super) fn event(workload: &WorkloadPlan, lane: u32, index: u64) -> Event {
     let sequence = index * u64::from(LANES) + u64::from(lane);
     let random = scramble(workload.seed ^ scramble(sequence));
     Event {
@@ -162,14 +193,17 @@ struct Buckets {
     state: Option<ValueState<State>>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct State {
-    total: u64,
-    open: Open,
+/// What is stored of a key.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// Records of buckets that have been emitted.
+    pub(super) total: u64,
+    /// The others.
+    pub(super) open: Open,
 }
 
 /// Count and sum by the last time of the bucket.
-type Open = BTreeMap<Timestamp, (u64, u64)>;
+pub(super) type Open = BTreeMap<Timestamp, (u64, u64)>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -187,6 +221,7 @@ impl KeyedProcessFunction<u64, Event> for Buckets {
     type Out = Bucket;
 
     fn open(&mut self, cx: &mut OpenContext<'_, u64>) -> FunctionResult {
+        self.fuse.check(Some(UserCall::Open))?;
         self.state = Some(cx.value_state("buckets")?);
         Ok(())
     }
@@ -196,7 +231,7 @@ impl KeyedProcessFunction<u64, Event> for Buckets {
         event: Event,
         cx: &mut ProcessContext<'_, u64, Bucket>,
     ) -> FunctionResult {
-        self.fuse.check(event.sequence)?;
+        self.fuse.check(None)?;
         let end = event.time - event.time.rem_euclid(BUCKET_MS) + BUCKET_MS - 1;
         let add = |open: &mut Open| {
             let bucket = open.entry(end).or_default();
@@ -219,6 +254,7 @@ impl KeyedProcessFunction<u64, Event> for Buckets {
         _domain: TimeDomain,
         cx: &mut ProcessContext<'_, u64, Bucket>,
     ) -> FunctionResult {
+        self.fuse.check(Some(UserCall::Timer))?;
         let key = *cx.key();
         let forgotten = self
             .forgetful
@@ -264,10 +300,17 @@ impl AggregateFunction for Add {
     }
 }
 
+/// The options of a job with such a parallelism.
+#[must_use]
+pub(super) fn arguments(buckets: u32, windows: u32) -> Arguments {
+    let option = |name: &str, value: u32| (name.to_owned(), value.to_string());
+    Arguments::new([option("buckets", buckets), option("windows", windows)].into())
+}
+
 /// The registry that all nodes of a run carry. `is_forgetful` breaks the job on purpose: a part of its answer is not in its state.
 #[must_use]
 pub(super) fn registry(
-    workload: &Workload,
+    workload: &WorkloadPlan,
     sink: &CommittedCollect<Output>,
     fuse: &Fuse,
     is_forgetful: bool,
@@ -277,7 +320,7 @@ pub(super) fn registry(
     JobRegistry::new().job(
         NAME,
         "the workload of the simulator",
-        &[],
+        PARALLELISM,
         move |env, arguments| {
             build(
                 env,
@@ -296,11 +339,15 @@ pub(super) fn registry(
 
 fn build(
     env: &StreamEnvironment,
-    _arguments: &Arguments,
-    workload: &Workload,
+    arguments: &Arguments,
+    workload: &WorkloadPlan,
     sink: &CommittedCollect<Output>,
     buckets: Buckets,
 ) -> FunctionResult {
+    let (buckets_parallelism, windows_parallelism) = (
+        arguments.required::<u32>("buckets")?,
+        arguments.required::<u32>("windows")?,
+    );
     let for_source = workload.clone();
     let source = GeneratorSource::new(Some(LANES), move |cx: GeneratorContext| {
         let event = event(&for_source, cx.lane, cx.index);
@@ -308,7 +355,7 @@ fn build(
         (event, Some(time))
     })
     .events(workload.events)
-    .rate_per_lane(workload.rate);
+    .rate_per_lane(workload.rate as f64);
     let _sink = env
         .from_source(source, WatermarkStrategy::monotonous(), "events")
         .uid("events")
@@ -317,7 +364,7 @@ fn build(
         .process(buckets)
         .name("buckets")
         .uid("buckets")
-        .parallelism(workload.process_parallelism)
+        .parallelism(buckets_parallelism)
         .key_by(|bucket: &Bucket| bucket.key)
         .window(TumblingEventTimeWindows::of(Duration::from_millis(
             WINDOW_MS as u64,
@@ -334,17 +381,17 @@ fn build(
         )
         .name("windows")
         .uid("windows")
-        .parallelism(workload.window_parallelism)
+        .parallelism(windows_parallelism)
         .sink_to(sink.clone())
         .name("committed")
         .uid("committed")
-        .parallelism(workload.window_parallelism);
+        .parallelism(windows_parallelism);
     Ok(())
 }
 
 /// What must be committed, by a plain loop, sorted.
 #[must_use]
-pub(super) fn expected(workload: &Workload) -> Vec<Output> {
+pub(super) fn expected(workload: &WorkloadPlan) -> Vec<Output> {
     let mut buckets: BTreeMap<(u64, Timestamp), (u64, u64)> = BTreeMap::new();
     for sequence in 0..workload.events {
         let event = event(
