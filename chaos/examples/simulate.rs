@@ -1,9 +1,10 @@
-//! Runs seeds of the simulator: `cargo run -p perennial-chaos --example simulate -- --seeds 0..50 [--trace] [--once]`.
+//! Runs seeds of the simulator: `cargo run -p perennial-chaos --example simulate -- --seeds 0..50 [--trace] [--once] [--threads N]`.
 
-use std::time::Instant;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
-use perennial_chaos::simulator::{simulate, verify};
+use perennial_chaos::simulator::{Options, Repeat, draw, execute, run_seeds};
 
 #[allow(
     clippy::print_stdout,
@@ -12,7 +13,8 @@ use perennial_chaos::simulator::{simulate, verify};
 )]
 fn main() -> anyhow::Result<()> {
     let mut seeds = 0..50;
-    let (mut shows_trace, mut runs_once) = (false, false);
+    let (mut shows_trace, mut repeat, mut threads, mut is_quiet) =
+        (false, Repeat::Always, 1, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -23,42 +25,62 @@ fn main() -> anyhow::Result<()> {
                     None => text.parse::<u64>().map(|seed| seed..seed + 1)?,
                 };
             }
+            "--threads" => threads = arguments.next().context("--threads N")?.parse()?,
             "--trace" => shows_trace = true,
-            "--once" => runs_once = true,
+            "--once" => repeat = Repeat::Never,
+            "--quiet" => is_quiet = true,
             other => bail!("unknown argument {other}"),
         }
     }
-    let mut failed = Vec::new();
-    for seed in seeds {
-        let began = Instant::now();
-        if shows_trace {
-            println!("{}", simulate(seed, None).trace.join("\n"));
-        }
-        let result = if runs_once {
-            let report = simulate(seed, None);
-            if report.violations.is_empty() {
-                Ok(report)
-            } else {
-                Err(report.violations.join("\n"))
-            }
-        } else {
-            verify(seed)
-        };
-        let took = began.elapsed();
-        match result {
-            Ok(report) => println!(
-                "seed {seed}: ok, {} faults, {} restarts, {:.1?} simulated in {took:.2?}, digest {:016x}",
-                report.plan.faults.len(),
-                report.restarts,
-                report.elapsed,
-                report.digest
-            ),
-            Err(why) => {
-                println!("seed {seed}: FAILED in {took:.2?}\n{why}");
-                failed.push(seed);
-            }
+    if shows_trace {
+        for seed in seeds.clone() {
+            let plan = draw(seed);
+            println!("{plan}{:?}", plan.settings);
+            let options = Options {
+                keeps_trace: true,
+                ..Options::default()
+            };
+            println!(
+                "{}",
+                execute(&plan, &options, &mut |_| {})?.trace.join("\n")
+            );
         }
     }
+    let failed = Mutex::new(Vec::new());
+    let (runs, faults) = (AtomicU64::new(0), AtomicU64::new(0));
+    let began = std::time::Instant::now();
+    run_seeds(seeds, threads, repeat, &|seed, result| {
+        runs.fetch_add(1, Ordering::Relaxed);
+        match result {
+            Ok(run) => {
+                faults.fetch_add(run.report.strikes.len() as u64, Ordering::Relaxed);
+                if !is_quiet {
+                    println!(
+                        "seed {seed}: ok, {} faults, {} restarts, {} checkpoints, {} ms simulated, digest {:016x}",
+                        run.report.strikes.len(),
+                        run.restarts,
+                        run.checkpoints,
+                        run.report.elapsed_ms,
+                        run.digest
+                    );
+                }
+            }
+            Err(why) => {
+                println!("FAILED {why}\n");
+                if let Ok(mut failed) = failed.lock() {
+                    failed.push(seed);
+                }
+            }
+        }
+    });
+    println!(
+        "{} runs, {} faults in {:.1?}",
+        runs.into_inner(),
+        faults.into_inner(),
+        began.elapsed()
+    );
+    let mut failed = failed.into_inner().unwrap_or_default();
+    failed.sort_unstable();
     if !failed.is_empty() {
         bail!("failed seeds: {failed:?}");
     }

@@ -1,33 +1,35 @@
-//! Reads checkpoints offline and holds them against the oracle (faults.md, invariants S2 and S3).
+//! What must hold (faults.md section 3), as functions that asserts, tests and all carriers call: state against the oracle (S2), records
+//! and writes of the store (S3, S4, R4), restarts against a model (S5), causes against faults (S6), output (S1).
 //!
 //! Invariant: nothing of the job is needed, only the records, the objects they name and the state's byte format. What a cluster has
 //! deleted by its own retention cannot be read: [`Recorder`] therefore reads along while the cluster runs.
 
 mod attribution;
+mod findings;
 mod history;
+mod loaded;
 mod recorder;
 mod restarts;
 mod snapshot;
+mod store_history;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail, ensure};
-use bytes::Bytes;
-use perennial::state::decode_entries;
-use perennial_actors::checkpoint::{Store, segments_for_group};
-use perennial_actors::model::{
-    DataRef, KeyGroup, KeyedSegment, Manifest, ObjectInfo, OperatorId, OperatorState, Record,
-    RecordOutcome,
-};
+use anyhow::{Context, bail, ensure};
+use perennial_actors::checkpoint::Store;
+use perennial_actors::model::{LeaderEpoch, Manifest, Record, RecordOutcome};
 
 use crate::oracle::{Counts, Positions, StateOracle};
 
 pub use attribution::{Struck, Tolerance, explain};
+pub use findings::{Findings, OutputRule, check_output};
 pub use history::{check_fencing, check_one_truth};
+pub use loaded::{Entry, Loaded, lane_positions};
 pub use recorder::{Recorder, Recording};
-pub use restarts::check_restarts;
+pub use restarts::{check_count, check_restarts};
 pub use snapshot::SnapshotReader;
+pub use store_history::{SnapshotOracle, StoreHistory, record_number};
 
 /// Keyed state of a checkpoint must equal the fold up to its source positions.
 ///
@@ -70,34 +72,8 @@ async fn check(
     )
 }
 
-fn operator<'a>(manifest: &'a Manifest, uid: &str) -> anyhow::Result<&'a OperatorState> {
-    let id = OperatorId::from_uid(uid);
-    manifest
-        .operators
-        .iter()
-        .find(|o| o.id == id)
-        .ok_or_else(|| anyhow!("no state of operator `{uid}`"))
-}
-
 fn positions(manifest: &Manifest, oracle: &dyn StateOracle) -> anyhow::Result<Positions> {
-    let mut positions = Positions::new();
-    for subtask in &operator(manifest, oracle.source())?.subtasks {
-        for (split, position) in &subtask.positions {
-            let lane = split
-                .strip_prefix("lane-")
-                .and_then(|n| n.parse().ok())
-                .ok_or_else(|| anyhow!("split `{split}` is no lane"))?;
-            let before = positions.insert(lane, *position);
-            ensure!(before.is_none(), "lane {lane} belongs to two subtasks");
-        }
-    }
-    let lanes: Vec<u64> = positions.keys().copied().collect();
-    ensure!(
-        lanes.iter().copied().eq(0..oracle.lanes()),
-        "positions for lanes {lanes:?}, expected all of 0..{}",
-        oracle.lanes()
-    );
-    Ok(positions)
+    lane_positions(manifest, oracle.source(), oracle.lanes())
 }
 
 async fn counts(
@@ -105,117 +81,19 @@ async fn counts(
     manifest: &Manifest,
     oracle: &dyn StateOracle,
 ) -> anyhow::Result<Counts> {
-    let operator = operator(manifest, oracle.operator())?;
-    let state = operator
-        .states
-        .iter()
-        .find(|s| s.name == oracle.state())
-        .ok_or_else(|| {
-            anyhow!(
-                "operator `{}` has no state `{}`",
-                operator.uid,
-                oracle.state()
-            )
-        })?;
-    let mut objects = Objects {
-        store,
-        manifest,
-        read: BTreeMap::new(),
-    };
+    let loaded = Loaded::read(store, manifest).await?;
     let mut counts = Counts::new();
-    for group in 0..operator.max_parallelism {
-        let group = KeyGroup(u16::try_from(group)?);
-        let mut entries = BTreeMap::new();
-        for (segment, slice) in segments_for_group(operator, group) {
-            let bytes = objects.segment(segment).await?;
-            let (from, to) = (slice.offset, slice.offset + slice.length);
-            let bytes = bytes
-                .get(usize::try_from(from)?..usize::try_from(to)?)
-                .ok_or_else(|| anyhow!("key group {group} lies outside its segment"))?;
-            ensure!(
-                crc32c::crc32c(bytes) == slice.crc32c,
-                "key group {group} of the segment of {} has a wrong checksum",
-                segment.checkpoint
-            );
-            for entry in decode_entries(bytes)? {
-                if entry.state != state.index {
-                    continue;
-                }
-                let key = (entry.key_bytes, entry.namespace_bytes, entry.map_key_bytes);
-                match entry.value {
-                    Some(value) => entries.insert(key, value),
-                    None => entries.remove(&key),
-                };
-            }
+    for entry in loaded.entries(oracle.operator())? {
+        if entry.state.name != oracle.state() {
+            continue;
         }
-        for ((key, ..), value) in entries {
-            let key = oracle.key(&key)?;
-            let value = rmp_serde::from_slice::<u64>(&value)
-                .with_context(|| format!("value of key {key} in key group {group}"))?;
-            let before = counts.insert(key.clone(), value);
-            ensure!(before.is_none(), "key {key} is stored twice");
-        }
+        let key = oracle.key(&entry.key)?;
+        let value = rmp_serde::from_slice::<u64>(&entry.value)
+            .with_context(|| format!("value of key {key} in key group {}", entry.group))?;
+        let before = counts.insert(key.clone(), value);
+        ensure!(before.is_none(), "key {key} is stored twice");
     }
     Ok(counts)
-}
-
-/// Reads each object once.
-struct Objects<'a> {
-    store: &'a Arc<dyn Store>,
-    manifest: &'a Manifest,
-    read: BTreeMap<u32, Bytes>,
-}
-
-impl Objects<'_> {
-    async fn segment(&mut self, segment: &KeyedSegment) -> anyhow::Result<Bytes> {
-        match &segment.data {
-            DataRef::Inline(bytes) => Ok(bytes.clone()),
-            DataRef::Object {
-                object,
-                offset,
-                length,
-            } => {
-                let whole = self.object(*object).await?;
-                let range = usize::try_from(*offset)?..usize::try_from(offset + length)?;
-                ensure!(
-                    range.end <= whole.len(),
-                    "a segment lies outside object {object}"
-                );
-                Ok(whole.slice(range))
-            }
-        }
-    }
-
-    async fn object(&mut self, index: u32) -> anyhow::Result<Bytes> {
-        if let Some(bytes) = self.read.get(&index) {
-            return Ok(bytes.clone());
-        }
-        let info = self
-            .manifest
-            .objects
-            .get(usize::try_from(index)?)
-            .ok_or_else(|| anyhow!("the manifest names no object {index}"))?;
-        let bytes = self.store.get(&info.key, None).await?;
-        verify(info, &bytes)?;
-        self.read.insert(index, bytes.clone());
-        Ok(bytes)
-    }
-}
-
-fn verify(info: &ObjectInfo, bytes: &Bytes) -> anyhow::Result<()> {
-    ensure!(
-        bytes.len() as u64 == info.length,
-        "object {} has {} bytes, the manifest says {}",
-        info.key,
-        bytes.len(),
-        info.length
-    );
-    ensure!(
-        crc32c::crc32c(bytes) == info.crc32c,
-        "object {} has a wrong checksum",
-        info.key
-    );
-    Ok(())
 }
 
 /// Whether retention has put this record in place of a completed one. It carries the epoch of the leader that did so.
@@ -239,49 +117,56 @@ pub fn check_sequence(records: &BTreeMap<u64, Record>) -> anyhow::Result<()> {
         );
     }
     for (number, record) in records.iter().filter(|(_, r)| !is_retired(r)) {
-        let context = || format!("record {number}");
-        ensure!(
-            record.checkpoint.0 == *number,
-            "record {number} says it is {}",
-            record.checkpoint
-        );
-        if let RecordOutcome::Completed(manifest) = &record.outcome {
-            ensure!(
-                manifest.checkpoint.0 == *number && manifest.epoch == record.epoch,
-                "record {number} holds the manifest of {} of epoch {}",
-                manifest.checkpoint,
-                manifest.epoch
-            );
-        }
+        check_record(*number, record)?;
         if let Some((_, last)) = before {
-            ensure!(
-                record.epoch >= last.epoch,
-                "{}: epoch {} after epoch {}",
-                context(),
-                record.epoch,
-                last.epoch
-            );
-            ensure!(
-                record.epoch == last.epoch || matches!(record.outcome, RecordOutcome::Claimed),
-                "{}: epoch {} begins without a claim",
-                context(),
-                record.epoch
-            );
-            ensure!(
-                !matches!(last.outcome, RecordOutcome::Terminal { .. }),
-                "{}: it follows the end of the job",
-                context()
-            );
+            let is_end = matches!(last.outcome, RecordOutcome::Terminal { .. });
+            check_follows(last.epoch, is_end, record)?;
         }
         before = Some((*number, record));
     }
     Ok(())
 }
 
+/// What each record must say: its own number, and that of its manifest (S3).
+fn check_record(number: u64, record: &Record) -> anyhow::Result<()> {
+    ensure!(
+        record.checkpoint.0 == number,
+        "record {number} says it is {}",
+        record.checkpoint
+    );
+    if let RecordOutcome::Completed(manifest) = &record.outcome {
+        ensure!(
+            manifest.checkpoint.0 == number && manifest.epoch == record.epoch,
+            "record {number} of epoch {} holds the manifest of {} of epoch {}",
+            record.epoch,
+            manifest.checkpoint,
+            manifest.epoch
+        );
+    }
+    Ok(())
+}
+
+/// What may follow a record (S3): no lower epoch, a higher one with its claim only, and nothing after the end.
+fn check_follows(last: LeaderEpoch, is_end: bool, record: &Record) -> anyhow::Result<()> {
+    let number = record.checkpoint;
+    ensure!(
+        record.epoch >= last,
+        "record {number}: epoch {} after epoch {last}",
+        record.epoch
+    );
+    ensure!(
+        record.epoch == last || matches!(record.outcome, RecordOutcome::Claimed),
+        "record {number}: epoch {} begins without a claim",
+        record.epoch
+    );
+    ensure!(!is_end, "record {number}: it follows the end of the job");
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perennial_actors::model::{CheckpointId, LeaderEpoch};
+    use perennial_actors::model::CheckpointId;
 
     fn record(number: u64, epoch: u64, outcome: RecordOutcome) -> (u64, Record) {
         let record = Record {

@@ -5,7 +5,6 @@
 //! `expected` shares with the job the event function and nothing of the engine.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +19,8 @@ use perennial::operator::{
 use perennial::state::{TimeDomain, ValueState};
 use serde::{Deserialize, Serialize};
 
+use crate::plan::WorkloadPlan;
+
 /// Under which the job is registered in the simulator.
 pub(crate) const NAME: &str = "simulated";
 /// Under which it is registered in processes.
@@ -29,34 +30,17 @@ pub(crate) const LANES: u32 = 3;
 /// Event time between two records of a lane.
 const STEP_MS: i64 = 10;
 /// Event time of a timer's bucket.
-const BUCKET_MS: i64 = 250;
+pub(crate) const BUCKET_MS: i64 = 250;
 /// Event time of a window.
-const WINDOW_MS: i64 = 1000;
-
-/// The size of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Workload {
-    /// Of the events.
-    pub seed: u64,
-    /// Of all lanes.
-    pub events: u64,
-    /// Per second and lane.
-    pub rate: f64,
-    /// Different keys.
-    pub keys: u64,
-    /// Subtasks of the function with state and timers.
-    pub process_parallelism: u32,
-    /// Subtasks of the window.
-    pub window_parallelism: u32,
-}
+pub(crate) const WINDOW_MS: i64 = 1000;
 
 /// One input record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Event {
-    key: u64,
+    pub(crate) key: u64,
     sequence: u64,
-    value: u64,
-    time: Timestamp,
+    pub(crate) value: u64,
+    pub(crate) time: Timestamp,
 }
 
 /// What a bucket of a key held when its timer fired.
@@ -84,52 +68,81 @@ pub(crate) struct Output {
     pub totals: u64,
 }
 
-/// A user function that breaks at one record, once.
-#[derive(Debug, Clone)]
-pub(crate) struct Fuse(Arc<FuseState>);
+/// Makes the user function break.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Fuse(Arc<Mutex<FuseState>>);
+
+#[derive(Debug, Default)]
+struct FuseState {
+    lit: Option<Lit>,
+    blown: Vec<Break>,
+}
 
 #[derive(Debug)]
-struct FuseState {
-    /// `u64::MAX`: none.
-    at: AtomicU64,
-    panics: AtomicBool,
+struct Lit {
+    what: Break,
+    /// Breaks that are left; `u32::MAX`: no end.
+    left: u32,
 }
+
+/// How the user function breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Break {
+    /// A panic at a record.
+    Panic,
+    /// An error at a record.
+    Error {
+        /// Marked so.
+        is_unrecoverable: bool,
+    },
+}
+
+/// What every break says, so that its cause can be told.
+pub(crate) const BREAK: &str = "the user function breaks on purpose";
 
 impl Fuse {
-    /// Not lit.
-    #[must_use]
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(FuseState {
-            at: AtomicU64::new(u64::MAX),
-            panics: AtomicBool::new(false),
-        }))
+    /// From now on, so many calls break.
+    pub(crate) fn light(&self, what: Break, times: u32) {
+        lock(&self.0).lit = Some(Lit { what, left: times });
     }
 
-    /// From this record of some subtask's on, the next one breaks the function: by a panic or by an error.
-    pub(crate) fn light(&self, sequence: u64, panics: bool) {
-        self.0.panics.store(panics, Ordering::Relaxed);
-        self.0.at.store(sequence, Ordering::Relaxed);
+    /// Whether calls will break, and stop to break one day.
+    pub(crate) fn is_burning(&self) -> bool {
+        lock(&self.0)
+            .lit
+            .as_ref()
+            .is_some_and(|lit| lit.left != u32::MAX)
     }
 
-    fn check(&self, sequence: u64) -> FunctionResult {
-        let state = &self.0;
-        if sequence < state.at.load(Ordering::Relaxed) {
+    /// Breaks so far.
+    pub(crate) fn blown(&self) -> Vec<Break> {
+        lock(&self.0).blown.clone()
+    }
+
+    /// Called by the user function at each record: breaks when it is this call's turn.
+    fn check(&self) -> FunctionResult {
+        let mut state = lock(&self.0);
+        let Some(lit) = &mut state.lit else {
             return Ok(());
+        };
+        let what = lit.what;
+        if lit.left != u32::MAX {
+            lit.left -= 1;
         }
-        state.at.store(u64::MAX, Ordering::Relaxed);
-        assert!(
-            !state.panics.load(Ordering::Relaxed),
-            "the user function panics at record {sequence}, once"
-        );
-        Err(FunctionError::new(format!(
-            "the user function fails at record {sequence}, once"
-        )))
-    }
-}
-
-impl Default for Fuse {
-    fn default() -> Self {
-        Self::new()
+        if lit.left == 0 {
+            state.lit = None;
+        }
+        state.blown.push(what);
+        drop(state);
+        match what {
+            Break::Panic => panic!("{BREAK}"),
+            Break::Error {
+                is_unrecoverable: true,
+            } => Err(FunctionError::unrecoverable(BREAK)),
+            Break::Error {
+                is_unrecoverable: false,
+            } => Err(FunctionError::new(BREAK)),
+        }
     }
 }
 
@@ -140,7 +153,8 @@ fn scramble(n: u64) -> u64 {
     x ^ (x >> 33)
 }
 
-fn event(workload: &Workload, lane: u32, index: u64) -> Event {
+/// The record of a lane at a position.
+pub(crate) fn event(workload: &WorkloadPlan, lane: u32, index: u64) -> Event {
     let sequence = index * u64::from(LANES) + u64::from(lane);
     let random = scramble(workload.seed ^ scramble(sequence));
     Event {
@@ -165,14 +179,17 @@ struct Buckets {
     state: Option<ValueState<State>>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct State {
-    total: u64,
-    open: Open,
+/// What is stored of a key.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Records of buckets that have been emitted.
+    pub(crate) total: u64,
+    /// The others.
+    pub(crate) open: Open,
 }
 
 /// Count and sum by the last time of the bucket.
-type Open = BTreeMap<Timestamp, (u64, u64)>;
+pub(crate) type Open = BTreeMap<Timestamp, (u64, u64)>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -199,7 +216,7 @@ impl KeyedProcessFunction<u64, Event> for Buckets {
         event: Event,
         cx: &mut ProcessContext<'_, u64, Bucket>,
     ) -> FunctionResult {
-        self.fuse.check(event.sequence)?;
+        self.fuse.check()?;
         let end = event.time - event.time.rem_euclid(BUCKET_MS) + BUCKET_MS - 1;
         let add = |open: &mut Open| {
             let bucket = open.entry(end).or_default();
@@ -267,10 +284,21 @@ impl AggregateFunction for Add {
     }
 }
 
+/// The options of a job with such a parallelism.
+#[must_use]
+pub(crate) fn arguments(buckets: u32, windows: u32) -> Arguments {
+    let option = |option: JobOption, value: u32| (option.name.to_owned(), value.to_string());
+    let all = [
+        option(PROCESS_PARALLELISM, buckets),
+        option(WINDOW_PARALLELISM, windows),
+    ];
+    Arguments::new(all.into())
+}
+
 /// The registry that all nodes of a run carry. `is_forgetful` breaks the job on purpose: a part of its answer is not in its state.
 #[must_use]
 pub(crate) fn registry(
-    workload: &Workload,
+    workload: &WorkloadPlan,
     sink: &CommittedCollect<Output>,
     fuse: &Fuse,
     is_forgetful: bool,
@@ -280,7 +308,7 @@ pub(crate) fn registry(
     JobRegistry::new().job(
         NAME,
         "the workload of the simulator",
-        &[],
+        &[PROCESS_PARALLELISM, WINDOW_PARALLELISM],
         move |env, arguments| {
             build(
                 env,
@@ -297,6 +325,14 @@ pub(crate) fn registry(
     )
 }
 
+const PROCESS_PARALLELISM: JobOption = JobOption {
+    name: "process-parallelism",
+    help: "subtasks of the function with state and timers [default: 2]",
+};
+const WINDOW_PARALLELISM: JobOption = JobOption {
+    name: "window-parallelism",
+    help: "subtasks of the window [default: 2]",
+};
 const OPTIONS: &[JobOption] = &[
     JobOption {
         name: "seed",
@@ -314,14 +350,8 @@ const OPTIONS: &[JobOption] = &[
         name: "keys",
         help: "different keys [default: 40]",
     },
-    JobOption {
-        name: "process-parallelism",
-        help: "subtasks of the function with state and timers [default: 2]",
-    },
-    JobOption {
-        name: "window-parallelism",
-        help: "subtasks of the window [default: 2]",
-    },
+    PROCESS_PARALLELISM,
+    WINDOW_PARALLELISM,
     JobOption {
         name: "output",
         help: "directory of committed output files",
@@ -336,20 +366,20 @@ pub fn register(registry: JobRegistry) -> JobRegistry {
         "buckets, timers, windows and committed files: the job that faults are tried on",
         OPTIONS,
         |env, arguments| {
-            let workload = Workload {
+            let workload = WorkloadPlan {
+                job: PROCESS_NAME.to_owned(),
                 seed: arguments.or("seed", 1)?,
                 events: arguments.or("events", 3000)?,
-                rate: arguments.or("rate", 200.0)?,
+                rate: arguments.or("rate", 200)?,
                 keys: arguments.or("keys", 40)?,
-                process_parallelism: arguments.or("process-parallelism", 2)?,
-                window_parallelism: arguments.or("window-parallelism", 2)?,
+                parallelism: Vec::new(),
             };
             if workload.keys == 0 {
                 return Err(FunctionError::unrecoverable("need --keys >= 1"));
             }
             let output: String = arguments.required("output")?;
             let buckets = Buckets {
-                fuse: Fuse::new(),
+                fuse: Fuse::default(),
                 forgetful: None,
                 state: None,
             };
@@ -363,7 +393,7 @@ pub fn register(registry: JobRegistry) -> JobRegistry {
 /// # Panics
 /// Never: its records are plain data.
 #[must_use]
-pub fn expected_lines(workload: &Workload) -> Vec<String> {
+pub fn expected_lines(workload: &WorkloadPlan) -> Vec<String> {
     let line = |output: &Output| serde_json::to_string(output).expect("plain data is JSON");
     let mut lines: Vec<_> = expected(workload).iter().map(line).collect();
     lines.sort();
@@ -372,11 +402,15 @@ pub fn expected_lines(workload: &Workload) -> Vec<String> {
 
 fn build(
     env: &StreamEnvironment,
-    _arguments: &Arguments,
-    workload: &Workload,
+    arguments: &Arguments,
+    workload: &WorkloadPlan,
     sink: impl Sink<Output>,
     buckets: Buckets,
 ) -> FunctionResult {
+    let (buckets_parallelism, windows_parallelism): (u32, u32) = (
+        arguments.or(PROCESS_PARALLELISM.name, 2)?,
+        arguments.or(WINDOW_PARALLELISM.name, 2)?,
+    );
     let for_source = workload.clone();
     let source = GeneratorSource::new(Some(LANES), move |cx: GeneratorContext| {
         let event = event(&for_source, cx.lane, cx.index);
@@ -384,7 +418,7 @@ fn build(
         (event, Some(time))
     })
     .events(workload.events)
-    .rate_per_lane(workload.rate);
+    .rate_per_lane(workload.rate as f64);
     let _sink = env
         .from_source(source, WatermarkStrategy::monotonous(), "events")
         .uid("events")
@@ -393,7 +427,7 @@ fn build(
         .process(buckets)
         .name("buckets")
         .uid("buckets")
-        .parallelism(workload.process_parallelism)
+        .parallelism(buckets_parallelism)
         .key_by(|bucket: &Bucket| bucket.key)
         .window(TumblingEventTimeWindows::of(Duration::from_millis(
             WINDOW_MS as u64,
@@ -410,17 +444,17 @@ fn build(
         )
         .name("windows")
         .uid("windows")
-        .parallelism(workload.window_parallelism)
+        .parallelism(windows_parallelism)
         .sink_to(sink)
         .name("committed")
         .uid("committed")
-        .parallelism(workload.window_parallelism);
+        .parallelism(windows_parallelism);
     Ok(())
 }
 
 /// What must be committed, by a plain loop, sorted.
 #[must_use]
-pub(crate) fn expected(workload: &Workload) -> Vec<Output> {
+pub(crate) fn expected(workload: &WorkloadPlan) -> Vec<Output> {
     let mut buckets: BTreeMap<(u64, Timestamp), (u64, u64)> = BTreeMap::new();
     for sequence in 0..workload.events {
         let event = event(

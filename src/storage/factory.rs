@@ -46,6 +46,11 @@ impl Stores {
         self.memory(name).set_hook(hook);
     }
 
+    /// Lets listings of the memory stores of this name show what there is now until further notice.
+    pub fn freeze_memory_listings(&self, name: &str, is_frozen: bool) {
+        self.memory(name).freeze_listings(is_frozen);
+    }
+
     fn memory(&self, name: &str) -> Arc<Shared> {
         let mut memory = self.0.memory.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(memory.entry(name.to_owned()).or_default())

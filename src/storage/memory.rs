@@ -56,10 +56,29 @@ pub enum Outcome {
     Truncate(usize),
 }
 
+/// A change of the store, at the instant at which it happens.
+pub struct StoreChange<'a> {
+    /// `put`, `create`, `delete`.
+    pub operation: &'static str,
+    /// Within the named store.
+    pub key: &'a str,
+    /// What the object was.
+    pub before: Option<&'a Bytes>,
+    /// What it is now.
+    pub after: Option<&'a Bytes>,
+    /// All objects as they are now.
+    pub objects: &'a BTreeMap<String, Bytes>,
+}
+
 /// Decides about the faults of a memory store. Implemented by closures.
 pub trait StoreHook: Send + Sync {
     /// Called once before each operation, in the order of the calls.
     fn on_call(&self, call: StoreCall<'_>) -> Fault;
+
+    /// Called with each change, also with one that comes late. Must not call the store.
+    fn on_change(&self, change: StoreChange<'_>) {
+        let _ = change; // Not every hook keeps a history.
+    }
 }
 
 impl<F: Fn(StoreCall<'_>) -> Fault + Send + Sync> StoreHook for F {
@@ -76,6 +95,35 @@ pub(super) struct Shared(Mutex<Content>);
 struct Content {
     objects: BTreeMap<String, Bytes>,
     hook: Option<Arc<dyn StoreHook>>,
+    /// What listings show instead of the objects: keys and sizes.
+    stale: Option<BTreeMap<String, u64>>,
+}
+
+impl Content {
+    /// Makes an effect happen and tells the hook of it.
+    fn apply<T>(
+        &mut self,
+        operation: &'static str,
+        key: String,
+        effect: impl FnOnce(&mut BTreeMap<String, Bytes>, String) -> T,
+    ) -> T {
+        let Some(hook) = self.hook.clone() else {
+            return effect(&mut self.objects, key);
+        };
+        let before = self.objects.get(&key).cloned();
+        let result = effect(&mut self.objects, key.clone());
+        let after = self.objects.get(&key);
+        if operation == "put" || before.is_some() != after.is_some() {
+            hook.on_change(StoreChange {
+                operation,
+                key: &key,
+                before: before.as_ref(),
+                after,
+                objects: &self.objects,
+            });
+        }
+        result
+    }
 }
 
 impl Shared {
@@ -85,6 +133,18 @@ impl Shared {
 
     pub(super) fn set_hook(&self, hook: Option<Arc<dyn StoreHook>>) {
         self.with(|content| content.hook = hook);
+    }
+
+    pub(super) fn freeze_listings(&self, is_frozen: bool) {
+        self.with(|content| {
+            let sizes = || {
+                content
+                    .objects
+                    .iter()
+                    .map(|(k, b)| (k.clone(), b.len() as u64))
+            };
+            content.stale = is_frozen.then(|| sizes().collect());
+        });
     }
 }
 
@@ -138,8 +198,9 @@ impl MemoryStore {
             uri: uri.clone(),
             message,
         };
-        let apply =
-            move |shared: &Shared| shared.with(|content| effect(&mut content.objects, full_key));
+        let apply = move |shared: &Shared| {
+            shared.with(|content| content.apply(operation, full_key, effect))
+        };
         let answer = match fault.outcome {
             Outcome::Normal | Outcome::FlipBit(_) | Outcome::Truncate(_) => Ok(apply(&self.shared)),
             Outcome::Fail(message) => Err(StoreError::Failed {
@@ -171,14 +232,14 @@ impl MemoryStore {
         &self,
         operation: &'static str,
         uri: String,
-        effect: impl FnOnce(&BTreeMap<String, Bytes>) -> StoreResult<T>,
+        effect: impl FnOnce(&Content) -> StoreResult<T>,
     ) -> StoreResult<(T, Outcome)> {
         let fault = self.ask(operation, &uri);
         pause(fault.delay_before).await;
         let answer = match fault.outcome {
             outcome @ (Outcome::Normal | Outcome::FlipBit(_) | Outcome::Truncate(_)) => self
                 .shared
-                .with(|content| effect(&content.objects))
+                .with(|content| effect(content))
                 .map(|value| (value, outcome)),
             Outcome::Fail(message)
             | Outcome::AppliedAnswerLost(message)
@@ -235,9 +296,9 @@ impl Store for MemoryStore {
             let uri = self.object_uri(key);
             check_range(|| uri.clone(), range.as_ref())?;
             let full_key = format!("{}{key}", self.prefix);
-            let read = |objects: &BTreeMap<String, Bytes>| {
+            let read = |content: &Content| {
                 let uri = self.object_uri(key);
-                let Some(bytes) = objects.get(&full_key) else {
+                let Some(bytes) = content.objects.get(&full_key) else {
                     return Err(StoreError::NotFound { uri });
                 };
                 let Some(range) = range else {
@@ -259,15 +320,19 @@ impl Store for MemoryStore {
         async move {
             check_prefix(&self.uri, prefix)?;
             let full_prefix = format!("{}{prefix}", self.prefix);
-            let read = |objects: &BTreeMap<String, Bytes>| {
-                Ok(objects
-                    .range(full_prefix.clone()..)
-                    .take_while(|(key, _)| key.starts_with(&full_prefix))
-                    .map(|(key, bytes)| ObjectMeta {
-                        key: key[self.prefix.len()..].to_owned(),
-                        size: bytes.len() as u64,
-                    })
-                    .collect())
+            let read = |content: &Content| {
+                let meta = |(key, size): (&String, u64)| ObjectMeta {
+                    key: key[self.prefix.len()..].to_owned(),
+                    size,
+                };
+                Ok(match &content.stale {
+                    Some(stale) => below(stale, &full_prefix)
+                        .map(|(k, size)| meta((k, *size)))
+                        .collect(),
+                    None => below(&content.objects, &full_prefix)
+                        .map(|(k, bytes)| meta((k, bytes.len() as u64)))
+                        .collect(),
+                })
             };
             let (found, _) = self.read("list", self.object_uri(prefix), read).await?;
             Ok(found)
@@ -281,6 +346,15 @@ impl Store for MemoryStore {
         })
         .boxed()
     }
+}
+
+fn below<'a, T>(
+    objects: &'a BTreeMap<String, T>,
+    prefix: &'a str,
+) -> impl Iterator<Item = (&'a String, &'a T)> {
+    objects
+        .range(prefix.to_owned()..)
+        .take_while(move |(key, _)| key.starts_with(prefix))
 }
 
 fn alter(bytes: Bytes, outcome: &Outcome) -> Bytes {
@@ -386,5 +460,49 @@ mod tests {
             assert_eq!(got, answer);
             assert_eq!(begin.elapsed().as_secs(), 3);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hook_sees_each_change_when_it_happens_and_listings_can_stand_still() {
+        #[derive(Default)]
+        struct History(Mutex<Vec<String>>);
+        impl StoreHook for History {
+            fn on_call(&self, call: StoreCall<'_>) -> Fault {
+                let outcome = if call.uri.ends_with("late") {
+                    Outcome::AppliedLater(Duration::from_secs(1), "late".into())
+                } else {
+                    Outcome::Normal
+                };
+                Fault {
+                    outcome,
+                    ..Fault::default()
+                }
+            }
+            fn on_change(&self, change: StoreChange<'_>) {
+                let (operation, key) = (change.operation, change.key);
+                let line = format!("{operation} {key}, {}", change.objects.len());
+                self.0.lock().unwrap().push(line);
+            }
+        }
+        let store = MemoryStore::detached("t");
+        let history = Arc::new(History::default());
+        store.set_hook(Some(history.clone()));
+        store.create("a", Bytes::new()).await.unwrap();
+        assert_eq!(
+            store.create("a", Bytes::new()).await.unwrap(),
+            Created::Exists
+        );
+        assert!(store.put("late", Bytes::new()).await.is_err());
+        store.shared.freeze_listings(true);
+        store.delete("a").await.unwrap();
+        store.delete("a").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(
+            *history.0.lock().unwrap(),
+            ["create a, 1", "delete a, 0", "put late, 1"]
+        );
+        assert_eq!(store.list("").await.unwrap()[0].key, "a");
+        store.shared.freeze_listings(false);
+        assert_eq!(store.list("").await.unwrap()[0].key, "late");
     }
 }

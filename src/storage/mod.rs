@@ -17,7 +17,7 @@ mod uri;
 pub use disk::DiskStore;
 pub use factory::Stores;
 pub use key::{KEY_BYTES_MAX, SEGMENT_BYTES_MAX};
-pub use memory::{Fault, MemoryStore, Outcome, StoreCall, StoreHook};
+pub use memory::{Fault, MemoryStore, Outcome, StoreCall, StoreChange, StoreHook};
 pub use probe::probe_conditional_create;
 pub use s3::S3Store;
 pub use uri::StoreUri;

@@ -1,22 +1,24 @@
 //! A network inside the process, for tests and the simulator: named nodes, byte streams, and switches for what goes wrong.
 //!
-//! Invariant: deterministic. No socket, no thread, no randomness; what a stream does depends only on the order of polls. Bytes are
-//! never lost inside a living link (a silent one holds them back, as TCP would), and a cut link is seen by both ends.
+//! Invariant: deterministic. No socket, no thread, and dice from a given seed only; what a stream does depends on the order of polls.
+//! Bytes are never lost inside a living link (a silent one holds them back, as TCP would), and a cut link is seen by both ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod link;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
 
 use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::{Notify, mpsc};
 
 use super::transport::{BoxStream, Listener, Transport};
+use link::{Link, LinkEnd};
 
-/// Bytes under way in each direction of a link.
-const LINK_BUFFER: usize = 64 << 10;
+pub use link::Weather;
+
+/// Replayed connections that are held open.
+const GHOSTS_MAX: usize = 8;
 /// Connections that wait to be accepted.
 const BACKLOG_MAX: usize = 128;
 const FIRST_PORT: u16 = 20_000;
@@ -40,19 +42,19 @@ struct State {
     silent: BTreeSet<(String, String)>,
     frozen: BTreeSet<String>,
     incarnations: BTreeMap<String, u64>,
+    /// From, to.
+    weather: BTreeMap<(String, String), Weather>,
+    /// The next bytes from, to have a bit turned over.
+    flips: BTreeSet<(String, String)>,
+    /// What the newest connection from, to carried first, and where it went.
+    openings: BTreeMap<(String, String), (String, Vec<u8>)>,
+    ghosts: VecDeque<LinkEnd>,
+    dice: u64,
 }
 
 struct ListenerEntry {
     node: String,
     backlog: mpsc::Sender<(BoxStream, String)>,
-}
-
-/// Ends 0 (who connected) and 1 (who accepted).
-struct Link {
-    nodes: [String; 2],
-    is_cut: bool,
-    readers: [Option<Waker>; 2],
-    writers: [Option<Waker>; 2],
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,6 +66,44 @@ impl State {
         self.frozen.contains(from)
             || self.frozen.contains(to)
             || self.silent.contains(&(from.to_owned(), to.to_owned()))
+    }
+
+    /// Nothing but silence is to be looked for.
+    fn is_calm(&self) -> bool {
+        self.weather.is_empty() && self.flips.is_empty()
+    }
+
+    fn weather_of(&self, from: &str, to: &str) -> Weather {
+        let pair = (from.to_owned(), to.to_owned());
+        self.weather.get(&pair).copied().unwrap_or_default()
+    }
+
+    fn takes_flip(&mut self, from: &str, to: &str) -> bool {
+        self.flips.remove(&(from.to_owned(), to.to_owned()))
+    }
+
+    fn remember_opening(
+        &mut self,
+        nodes: &[String; 2],
+        address: &str,
+        bytes: &[u8],
+        is_first: bool,
+    ) {
+        let opening = self.openings.entry((nodes[0].clone(), nodes[1].clone()));
+        let opening = opening.or_default();
+        if is_first {
+            *opening = (address.to_owned(), Vec::new());
+        }
+        opening.1.extend_from_slice(bytes);
+    }
+
+    /// `SplitMix64`.
+    fn die(&mut self) -> u64 {
+        self.dice = self.dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.dice;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
     fn living_links(&mut self) -> Vec<Arc<Mutex<Link>>> {
@@ -135,6 +175,71 @@ impl MemoryNetwork {
         });
     }
 
+    /// Lets one direction be slow, narrow or sliced; the default is fair.
+    pub fn set_weather(&self, from: &str, to: &str, weather: Weather) {
+        self.switch(|state| {
+            let pair = (from.to_owned(), to.to_owned());
+            if weather == Weather::default() {
+                state.weather.remove(&pair);
+            } else {
+                state.weather.insert(pair, weather);
+            }
+        });
+    }
+
+    /// Turns one bit over in what is written next in one direction.
+    pub fn flip_bit(&self, from: &str, to: &str) {
+        self.switch(|state| {
+            state.flips.insert((from.to_owned(), to.to_owned()));
+        });
+    }
+
+    /// The existing links between two nodes end at `gone` without a word to the other, which notices when it writes.
+    pub fn half_open(&self, gone: &str, other: &str) {
+        let is_meant = |nodes: &[String; 2]| {
+            nodes.iter().any(|n| n == gone) && nodes.iter().any(|n| n == other)
+        };
+        self.each_link(is_meant, |link| link.half_open(gone));
+    }
+
+    /// Makes a connection that carries once more what the newest one from a node to another carried first. `false`: there was none,
+    /// or nobody listens there.
+    #[must_use]
+    pub fn replay(&self, from: &str, to: &str) -> bool {
+        let mut state = locked(&self.0.state);
+        let pair = (from.to_owned(), to.to_owned());
+        let Some((address, bytes)) = state.openings.get(&pair).cloned() else {
+            return false;
+        };
+        let Ok(near) = self.link(&mut state, from, &address) else {
+            return false;
+        };
+        near.inject(&bytes);
+        if state.ghosts.len() >= GHOSTS_MAX {
+            state.ghosts.pop_front();
+        }
+        state.ghosts.push_back(near);
+        true
+    }
+
+    /// Seeds the dice of jitter, slices and flipped bits.
+    pub fn seed(&self, seed: u64) {
+        locked(&self.0.state).dice = seed;
+    }
+
+    /// A new link to whoever listens there: the near end.
+    fn link(&self, state: &mut State, from: &str, address: &str) -> io::Result<LinkEnd> {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let entry = state.listeners.get(address).ok_or_else(refused)?;
+        let nodes = [from.to_owned(), entry.node.clone()];
+        let link = Arc::new(Mutex::new(Link::new(nodes, address)));
+        let [near, far] = LinkEnd::pair(self, &link);
+        let accepted = (Box::new(far) as BoxStream, from.to_owned());
+        entry.backlog.try_send(accepted).map_err(|_| refused())?;
+        state.links.push(Arc::downgrade(&link));
+        Ok(near)
+    }
+
     /// Like SIGSTOP as its peers see it: connections are made and stay silent.
     pub fn freeze(&self, node: &str) {
         self.switch(|state| {
@@ -161,12 +266,15 @@ impl MemoryNetwork {
     }
 
     fn cut_where(&self, is_meant: impl Fn(&[String; 2]) -> bool) {
+        self.each_link(is_meant, Link::cut);
+    }
+
+    fn each_link(&self, is_meant: impl Fn(&[String; 2]) -> bool, change: impl Fn(&mut Link)) {
         let links = locked(&self.0.state).living_links();
         for link in links {
             let mut link = locked(&link);
             if is_meant(&link.nodes) {
-                link.is_cut = true;
-                wake(&mut link);
+                change(&mut link);
             }
         }
     }
@@ -178,16 +286,9 @@ impl MemoryNetwork {
             state.living_links()
         };
         for link in links {
-            wake(&mut locked(&link));
+            locked(&link).wake();
         }
         self.0.changed.notify_waiters();
-    }
-}
-
-fn wake(link: &mut Link) {
-    let wakers = link.readers.iter_mut().chain(&mut link.writers);
-    for waker in wakers.filter_map(Option::take) {
-        waker.wake();
     }
 }
 
@@ -214,30 +315,8 @@ impl MemoryTransport {
         if is_silent || !self.is_alive(&state) || state.frozen.contains(&self.node) {
             return None;
         }
-        let Some(entry) = state.listeners.get(address) else {
-            return Some(Err(io::ErrorKind::ConnectionRefused.into()));
-        };
-        let (near, far) = tokio::io::duplex(LINK_BUFFER);
-        let link = Arc::new(Mutex::new(Link {
-            nodes: [self.node.clone(), entry.node.clone()],
-            is_cut: false,
-            readers: [None, None],
-            writers: [None, None],
-        }));
-        let end = |side, inner| {
-            Box::new(LinkEnd {
-                network: self.network.clone(),
-                link: Arc::clone(&link),
-                side,
-                inner,
-            }) as BoxStream
-        };
-        let accepted = (end(1, far), self.node.clone());
-        if entry.backlog.try_send(accepted).is_err() {
-            return Some(Err(io::ErrorKind::ConnectionRefused.into()));
-        }
-        state.links.push(Arc::downgrade(&link));
-        Some(Ok(end(0, near)))
+        let linked = self.network.link(&mut state, &self.node, address);
+        Some(linked.map(|near| Box::new(near) as BoxStream))
     }
 }
 
@@ -316,68 +395,6 @@ impl Drop for MemoryListener {
         if self.transport.is_alive(&state) {
             state.listeners.remove(&self.address);
         }
-    }
-}
-
-struct LinkEnd {
-    network: MemoryNetwork,
-    link: Arc<Mutex<Link>>,
-    side: usize,
-    inner: DuplexStream,
-}
-
-impl LinkEnd {
-    fn check_write(&self, context: &Context<'_>) -> io::Result<()> {
-        let mut link = locked(&self.link);
-        if link.is_cut {
-            return Err(io::ErrorKind::ConnectionReset.into());
-        }
-        link.writers[self.side] = Some(context.waker().clone());
-        Ok(())
-    }
-}
-
-impl AsyncRead for LinkEnd {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let side = self.side;
-        let is_blocked = {
-            // Order matters: the network's lock is never taken under a link's.
-            let state = locked(&self.network.0.state);
-            let mut link = locked(&self.link);
-            if link.is_cut {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-            }
-            link.readers[side] = Some(context.waker().clone());
-            state.is_blocked(&link.nodes[1 - side], &link.nodes[side])
-        };
-        if is_blocked {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.inner).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for LinkEnd {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check_write(context)?;
-        Pin::new(&mut self.inner).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check_write(context)?;
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
     }
 }
 
@@ -476,5 +493,80 @@ mod tests {
         );
         drop((other, near, _far, listener));
         assert_eq!((network.links(), network.listeners()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn latency_lets_bytes_come_later_in_order_and_slices_lose_none() {
+        let network = MemoryNetwork::new();
+        let (_listener, mut near, mut far) = linked(&network).await;
+        let began = tokio::time::Instant::now();
+        let weather = Weather {
+            delay: Duration::from_millis(100),
+            jitter: Duration::from_millis(50),
+            is_sliced: true,
+            ..Weather::default()
+        };
+        network.set_weather("a", "b", weather);
+        let sent: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        for piece in sent.chunks(100) {
+            near.write_all(piece).await.unwrap();
+        }
+        let mut got = vec![0; sent.len()];
+        far.read_exact(&mut got).await.unwrap();
+        assert!(got == sent);
+        let took = began.elapsed().as_millis();
+        assert!((100..=151).contains(&took), "{took}");
+        network.set_weather("a", "b", Weather::default());
+        near.write_u8(1).await.unwrap();
+        assert_eq!(far.read_u8().await.unwrap(), 1);
+        let narrow = Weather {
+            bytes_per_second: 1000,
+            ..Weather::default()
+        };
+        network.set_weather("b", "a", narrow);
+        let began = tokio::time::Instant::now();
+        far.write_all(&sent).await.unwrap();
+        near.read_exact(&mut got).await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_bit_is_turned_over_once() {
+        let network = MemoryNetwork::new();
+        let (_listener, mut near, mut far) = linked(&network).await;
+        network.flip_bit("a", "b");
+        let mut got = [0; 8];
+        near.write_all(&[0; 8]).await.unwrap();
+        far.read_exact(&mut got).await.unwrap();
+        assert_eq!(got.iter().map(|b| b.count_ones()).sum::<u32>(), 1);
+        near.write_all(&[0; 8]).await.unwrap();
+        far.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, [0; 8]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_open_link_is_silent_until_its_living_end_writes() {
+        let network = MemoryNetwork::new();
+        let (_listener, mut near, mut far) = linked(&network).await;
+        network.half_open("b", "a");
+        let reset = io::ErrorKind::ConnectionReset;
+        assert_eq!(far.read_u8().await.unwrap_err().kind(), reset);
+        let waiting = timeout(Duration::from_secs(9), near.read_u8()).await;
+        assert!(waiting.is_err());
+        assert_eq!(near.write_u8(1).await.unwrap_err().kind(), reset);
+        assert_eq!(near.read_u8().await.unwrap_err().kind(), reset);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replay_brings_the_first_bytes_of_the_newest_connection_again() {
+        let network = MemoryNetwork::new();
+        assert!(!network.replay("a", "b"));
+        let (mut listener, mut near, _far) = linked(&network).await;
+        near.write_all(b"hello").await.unwrap();
+        assert!(network.replay("a", "b"));
+        let (mut ghost, from) = listener.accept().await.unwrap();
+        let mut got = [0; 5];
+        ghost.read_exact(&mut got).await.unwrap();
+        assert_eq!((&got, &*from), (b"hello", "a"));
     }
 }

@@ -21,5 +21,5 @@ pub use frame::{
 pub use handshake::{
     Channel, HANDSHAKE_TIMEOUT, HandshakeError, Introduction, ResumePoint, dial, receive,
 };
-pub use memory::{MemoryNetwork, MemoryTransport};
+pub use memory::{MemoryNetwork, MemoryTransport, Weather};
 pub use transport::{BoxStream, Listener, Stream, TcpTransport, Transport};

@@ -50,6 +50,10 @@ pub fn check_fencing(history: &History) -> Vec<String> {
         let Some(record) = &write.record else {
             continue;
         };
+        // Who retired it had completed a newer one when it led, which whoever leads now goes on from, or from a later one.
+        if record.outcome == RETIRED {
+            continue;
+        }
         let fence = claims.iter().find(|claim| {
             let epoch = claim.record.as_ref().map_or(record.epoch, |r| r.epoch);
             epoch > record.epoch

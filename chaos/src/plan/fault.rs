@@ -47,7 +47,7 @@ pub enum Fault {
     Data(DataFault),
     /// An actor panics.
     ActorPanic(ActorKind),
-    /// An actor's handler stalls.
+    /// An actor's handler stalls. At a fault point: the code there does, whosever it is.
     SlowHandler {
         /// Whose.
         actor: ActorKind,
@@ -66,12 +66,12 @@ pub enum Fault {
         /// By so many milliseconds; may be negative.
         millis: i64,
     },
-    /// The user function panics at a record; each of so many attempts.
+    /// The user function panics at a record; each of so many attempts. At a fault point: the code there does, once.
     UserPanic {
         /// Attempts that it breaks; `u32::MAX`: each.
         times: u32,
     },
-    /// The user function returns an error at a record; each of so many attempts.
+    /// The user function returns an error at a record; each of so many attempts. At a fault point: the code there does, once.
     UserError {
         /// Attempts that it breaks; `u32::MAX`: each.
         times: u32,
@@ -296,6 +296,11 @@ impl Fault {
     /// The row of the catalogue that the fault belongs to, with its victim and trigger.
     #[must_use]
     pub fn row(&self, target: Target, when: &When) -> Row {
+        if let When::FaultPoint { site, .. } = when
+            && let Some(row) = self.row_at(site)
+        {
+            return row;
+        }
         match self {
             Self::Kill { down } => match target {
                 Target::AllTaskManagers => Row::P2,
@@ -332,6 +337,36 @@ impl Fault {
             Self::UserStuck => Row::A5,
             Self::ClientSavepoint => Row::A10,
             Self::Rescale { .. } => Row::C4,
+        }
+    }
+}
+
+/// Fault points that only a recovery comes by.
+const RECOVERY_SITES: [&str; 8] = [
+    "on-failover",
+    "on-restore-choice",
+    "before-deploy",
+    "after-deploy",
+    "on-deploy",
+    "before-restore",
+    "during-restore",
+    "on-first-record",
+];
+/// Where a TaskManager that is slow lets its acknowledgement come too late.
+const ACKNOWLEDGEMENT_SITES: [&str; 2] = ["before-upload", "after-upload-before-ack"];
+
+impl Fault {
+    /// The row of code that breaks at a fault point; `None`: the victim decides.
+    fn row_at(&self, site: &str) -> Option<Row> {
+        match self {
+            Self::Kill { .. } | Self::UserPanic { .. } | Self::UserError { .. }
+                if RECOVERY_SITES.contains(&site) =>
+            {
+                Some(Row::A8)
+            }
+            Self::UserPanic { .. } | Self::UserError { .. } => Some(Row::A3),
+            Self::SlowHandler { .. } if ACKNOWLEDGEMENT_SITES.contains(&site) => Some(Row::C1),
+            _ => None,
         }
     }
 }

@@ -4,11 +4,54 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use perennial_actors::fault::{FaultPointSpec, FaultPoints, FaultSite, Platform, Sabotage};
+use anyhow::{Context, bail};
+use perennial_actors::fault::{
+    FaultAction, FaultPointSpec, FaultPoints, FaultScope, FaultSite, Hits, Platform, Sabotage,
+};
 use perennial_actors::rpc::MemoryNetwork;
 
 use super::stepper::Stepper;
 use super::stores::NodeStores;
+use crate::plan::{Fault, FaultPlan, PlannedFault, Target, When};
+
+/// The point that a planned fault waits at, if it waits at one.
+///
+/// # Errors
+/// When there is no such site, or the fault cannot strike there.
+pub(super) fn point(
+    fault: &PlannedFault,
+    plan: &FaultPlan,
+) -> anyhow::Result<Option<FaultPointSpec>> {
+    let When::FaultPoint { site, hit } = &fault.when else {
+        return Ok(None);
+    };
+    let named = FaultSite::named(site).with_context(|| format!("there is no site `{site}`"))?;
+    let action = match &fault.what {
+        Fault::Kill { .. } => FaultAction::Exit,
+        Fault::UserPanic { .. } => FaultAction::Panic,
+        Fault::UserError { .. } => FaultAction::Error,
+        Fault::SlowHandler { down, .. } => FaultAction::Delay(*down),
+        other => bail!("{other:?} cannot strike at a fault point"),
+    };
+    let node = match fault.target {
+        Target::TaskManager(n) => {
+            let machine = n.checked_rem(plan.cluster.task_managers).unwrap_or(0);
+            Some(super::cluster::task_manager_name(machine))
+        }
+        // Only JobManagers come by the sites that they have.
+        Target::Leader => None,
+        other => bail!("a fault point is of a TaskManager or the leader, not of {other:?}"),
+    };
+    Ok(Some(FaultPointSpec {
+        site: named,
+        scope: FaultScope {
+            node,
+            ..FaultScope::default()
+        },
+        hits: Hits::Nth(*hit),
+        action,
+    }))
+}
 
 /// What strikes from inside in a run. Points are armed in the first node that has the name, so that a restarted one goes on.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +67,8 @@ pub struct Inside {
 pub(super) struct Handles {
     inside: Inside,
     armed: BTreeSet<String>,
-    all: Vec<FaultPoints>,
+    /// By name of the node, in order of their beginning.
+    all: Vec<(String, FaultPoints)>,
     /// Nodes that have ended themselves and were not tidied up yet.
     ended: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -64,7 +108,7 @@ impl Handles {
             ended: self.ended.clone(),
         });
         let faults = FaultPoints::armed(name, points, &self.inside.sabotage, platform);
-        self.all.push(faults.clone());
+        self.all.push((name.to_owned(), faults.clone()));
         faults
     }
 
@@ -73,10 +117,23 @@ impl Handles {
         std::mem::take(&mut *lock(&self.ended))
     }
 
+    /// Nodes whose armed handle has come to the n-th hit of a site, of those whose name begins so.
+    pub(super) fn struck(&self, prefix: &str, site: FaultSite, hit: u32) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let armed = self.all.iter().filter(|(name, _)| seen.insert(name));
+        armed
+            .filter(|(name, points)| {
+                let hits = points.hits().get(&site).copied().unwrap_or(0);
+                name.starts_with(prefix) && hits >= u64::from(hit)
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
     /// How often each site was hit, over all nodes.
     pub(super) fn hits(&self) -> BTreeMap<FaultSite, u64> {
         let mut sum = BTreeMap::new();
-        for (site, hits) in self.all.iter().flat_map(FaultPoints::hits) {
+        for (site, hits) in self.all.iter().flat_map(|(_, points)| points.hits()) {
             *sum.entry(site).or_default() += hits;
         }
         sum

@@ -26,6 +26,9 @@ const PAUSE_MS_MAX: u64 = 12;
 const DEAF_AFTER: u64 = 50;
 const DEAF_TASKS: &str = "windows";
 
+/// A starved node works in a part of each such span.
+const STARVED_SPAN: Duration = Duration::from_millis(100);
+
 /// The scheduler of all tasks. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Stepper(Arc<Inner>);
@@ -45,6 +48,27 @@ struct State {
     tasks: BTreeMap<u64, Slot>,
     woken: BTreeSet<u64>,
     dead: BTreeSet<String>,
+    paused: BTreeSet<String>,
+    starved: BTreeMap<String, Starved>,
+}
+
+#[derive(Clone, Copy)]
+struct Starved {
+    since: Instant,
+    until: Instant,
+    works: Duration,
+}
+
+impl Starved {
+    /// When it works, from `at` on.
+    fn next(&self, at: Instant) -> Instant {
+        let phase = at.saturating_duration_since(self.since).as_nanos() % STARVED_SPAN.as_nanos();
+        if at >= self.until || phase < self.works.as_nanos() {
+            return at;
+        }
+        let rest = STARVED_SPAN.as_nanos() - phase;
+        at + Duration::from_nanos(u64::try_from(rest).unwrap_or(0))
+    }
 }
 
 struct Slot {
@@ -137,6 +161,27 @@ impl Stepper {
         drop(killed);
     }
 
+    /// No task of a node is stepped until it is resumed.
+    pub(super) fn pause(&self, node: &str) {
+        self.0.lock().paused.insert(node.to_owned());
+    }
+
+    /// See [`pause`](Self::pause).
+    pub(super) fn resume(&self, node: &str) {
+        self.0.lock().paused.remove(node);
+        self.0.work.notify_one();
+    }
+
+    /// Tasks of a node are stepped in a share of the time only.
+    pub(super) fn starve(&self, node: &str, percent: u32, until: Instant) {
+        let starved = Starved {
+            since: Instant::now(),
+            until,
+            works: STARVED_SPAN * percent.min(100) / 100,
+        };
+        self.0.lock().starved.insert(node.to_owned(), starved);
+    }
+
     /// What is left, for messages: one line per task.
     #[must_use]
     pub(super) fn tasks(&self) -> Vec<String> {
@@ -179,15 +224,28 @@ impl Inner {
     fn turn(self: &Arc<Self>) -> Turn {
         let now = Instant::now();
         let mut state = self.lock();
-        let State { tasks, woken, .. } = &mut *state;
+        let State {
+            tasks,
+            woken,
+            paused,
+            starved,
+            ..
+        } = &mut *state;
         let mut next: Option<Instant> = None;
         let mut ready = Vec::new();
         woken.retain(|id| tasks.contains_key(id));
         for (id, slot) in tasks.iter() {
+            if paused.contains(&slot.node) {
+                continue;
+            }
             let due = match (woken.contains(id), slot.until) {
                 (true, _) => slot.paused_until.unwrap_or(now),
                 (false, Some(until)) => slot.paused_until.map_or(until, |p| p.max(until)),
                 (false, None) => continue,
+            };
+            let due = match starved.get(&slot.node) {
+                Some(starved) => starved.next(due.max(now)),
+                None => due,
             };
             if due <= now {
                 ready.push(*id);

@@ -88,6 +88,21 @@ impl History {
         self.clock
     }
 
+    /// Writes down what a store in memory has done: nothing overlaps there.
+    pub(crate) fn done_at_once(&mut self, kind: WriteKind, key: &str, body: Option<&Bytes>) {
+        let at = self.tick();
+        self.push(Write {
+            began: at,
+            ended: at,
+            node: None,
+            kind,
+            key: key.to_owned(),
+            status: 200,
+            record: body.and_then(record_head),
+            object: None,
+        });
+    }
+
     pub(super) fn push(&mut self, write: Write) {
         if self.writes.len() < WRITES_MAX {
             self.writes.push(write);

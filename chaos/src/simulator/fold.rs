@@ -1,0 +1,164 @@
+//! The state that a snapshot of the simulated job must hold: a fold over the input up to the source positions, cut by the watermarks
+//! that the snapshot names (S2).
+//!
+//! Invariant: shares with the job the event function and the shape of what it stores, and nothing of the engine. Values, timers and
+//! windows are compared, each key of them; what a transactional sink has prepared is seen when it is committed.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail, ensure};
+use perennial::batch::Timestamp;
+use perennial::operator::TimeWindow;
+use perennial_actors::model::OperatorState;
+
+use crate::checker::{Entry, Loaded, SnapshotOracle, lane_positions};
+use crate::oracle::Positions;
+use crate::plan::WorkloadPlan;
+use crate::workload::{BUCKET_MS, LANES, Open, State, WINDOW_MS, event};
+
+const EVENT_TIMERS: &str = "event-time-timers";
+
+/// See the module.
+pub(super) struct Fold(pub(super) WorkloadPlan);
+
+/// Contents of windows, by key and start.
+type Windows = BTreeMap<(u64, Timestamp), (u64, u64, u64)>;
+
+impl Fold {
+    /// Buckets of each key, with the records before some positions.
+    fn buckets(&self, positions: &Positions) -> BTreeMap<u64, Open> {
+        let mut buckets = BTreeMap::<u64, Open>::new();
+        for (lane, position) in positions {
+            for index in 0..*position {
+                let event = event(&self.0, u32::try_from(*lane).unwrap_or(LANES), index);
+                let end = event.time / BUCKET_MS * BUCKET_MS + BUCKET_MS - 1;
+                let open = buckets.entry(event.key).or_default();
+                let bucket = open.entry(end).or_default();
+                bucket.0 += 1;
+                bucket.1 = bucket.1.wrapping_add(event.value);
+            }
+        }
+        buckets
+    }
+}
+
+/// The watermark of the subtask that a key group belongs to.
+fn watermark(operator: &OperatorState, entry: &Entry<'_>) -> Option<Timestamp> {
+    let index = u32::from(entry.group.0) * operator.parallelism / operator.max_parallelism.max(1);
+    let subtask = operator.subtasks.iter().find(|s| s.subtask.0 == index)?;
+    subtask.watermark
+}
+
+fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+    what: &str,
+    stored: &BTreeMap<K, V>,
+    fold: &BTreeMap<K, V>,
+) -> anyhow::Result<()> {
+    if stored == fold {
+        return Ok(());
+    }
+    let mut differences = Vec::new();
+    for (key, value) in stored {
+        if fold.get(key) != Some(value) {
+            differences.push(format!(
+                "{key:?}: stored {value:?}, fold {:?}",
+                fold.get(key)
+            ));
+        }
+    }
+    for (key, value) in fold {
+        if !stored.contains_key(key) {
+            differences.push(format!("{key:?}: nothing stored, fold {value:?}"));
+        }
+    }
+    bail!(
+        "{what}: {} differ from the fold: {}",
+        differences.len(),
+        differences[..differences.len().min(5)].join("; ")
+    )
+}
+
+impl SnapshotOracle for Fold {
+    fn check(&self, snapshot: &Loaded<'_>) -> anyhow::Result<()> {
+        let positions = lane_positions(snapshot.manifest(), "events", u64::from(LANES))?;
+        let mut fold = self.buckets(&positions);
+        let operator = snapshot.operator("buckets")?;
+        let mut states = BTreeMap::new();
+        let mut timers = BTreeMap::new();
+        let mut expected_states = BTreeMap::new();
+        let mut expected_timers = BTreeMap::new();
+        let mut windows = Windows::new();
+        for entry in snapshot.entries("buckets")? {
+            let key: u64 = postcard::from_bytes(&entry.key)?;
+            if entry.state.kind == EVENT_TIMERS {
+                let time: Timestamp = postcard::from_bytes(&entry.map_key)?;
+                timers.insert((key, time), ());
+                continue;
+            }
+            let state: State = rmp_serde::from_slice(&entry.value)
+                .with_context(|| format!("value of key {key}"))?;
+            ensure!(
+                states.insert(key, state).is_none(),
+                "key {key} is stored twice"
+            );
+            let watermark = watermark(operator, &entry).unwrap_or(Timestamp::MIN);
+            let mut expected = State::default();
+            for (end, bucket) in fold.remove(&key).unwrap_or_default() {
+                if end > watermark {
+                    expected.open.insert(end, bucket);
+                    expected_timers.insert((key, end), ());
+                    continue;
+                }
+                expected.total += bucket.0;
+                let start = end / WINDOW_MS * WINDOW_MS;
+                let window = windows.entry((key, start)).or_default();
+                window.0 += bucket.0;
+                window.1 = window.1.wrapping_add(bucket.1);
+                window.2 += expected.total;
+            }
+            expected_states.insert(key, expected);
+        }
+        ensure!(
+            fold.is_empty(),
+            "keys {:?} have records before {positions:?} and no state",
+            fold.keys()
+        );
+        compare("values", &states, &expected_states)?;
+        compare("timers", &timers, &expected_timers)?;
+        check_windows(snapshot, windows)
+    }
+}
+
+fn check_windows(snapshot: &Loaded<'_>, mut fold: Windows) -> anyhow::Result<()> {
+    let operator = snapshot.operator("windows")?;
+    let watermarks = operator.subtasks.iter().map(|s| s.watermark);
+    let latest = watermarks.flatten().max().unwrap_or(Timestamp::MIN);
+    let (mut stored, mut timers) = (Windows::new(), BTreeMap::new());
+    let (mut expected, mut expected_timers) = (Windows::new(), BTreeMap::new());
+    for entry in snapshot.entries("windows")? {
+        let key: u64 = postcard::from_bytes(&entry.key)?;
+        let window: TimeWindow = postcard::from_bytes(&entry.namespace)?;
+        if entry.state.kind == EVENT_TIMERS {
+            let time: Timestamp = postcard::from_bytes(&entry.map_key)?;
+            timers.insert((key, window.start), time);
+            continue;
+        }
+        let content: (u64, u64, u64) = rmp_serde::from_slice(&entry.value)
+            .with_context(|| format!("window {} of key {key}", window.start))?;
+        stored.insert((key, window.start), content);
+        if let Some(content) = fold.remove(&(key, window.start))
+            && window.end - 1 > watermark(operator, &entry).unwrap_or(Timestamp::MIN)
+        {
+            expected.insert((key, window.start), content);
+            expected_timers.insert((key, window.start), window.end - 1);
+        }
+    }
+    // What is not stored must have fired.
+    for (place, content) in fold {
+        if place.1 + WINDOW_MS - 1 > latest {
+            expected.insert(place, content);
+        }
+    }
+    compare("windows", &stored, &expected)?;
+    compare("timers of windows", &timers, &expected_timers)
+}
