@@ -172,7 +172,7 @@ impl Jobs {
     /// One of yours, in a program of this name, which is looked for beside the chaos command. Whoever calls can name another with `--binary`.
     #[must_use]
     pub fn of(binary: &'static str, job: impl JobUnderTest + 'static) -> Self {
-        let jobs: Vec<Arc<dyn JobUnderTest>> = vec![Box::new(job)];
+        let jobs: Vec<Arc<dyn JobUnderTest>> = vec![Arc::new(job)];
         Self { jobs, binary }
     }
 

@@ -153,7 +153,7 @@ impl Detection {
             cluster.storage().open(),
             &cluster.storage().uri("checkpoints"),
             job.parse()?,
-            Arc::new(oracle.clone()),
+            Some(Arc::new(oracle.clone())),
         )?;
         Ok(Self {
             job,
