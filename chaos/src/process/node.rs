@@ -31,6 +31,8 @@ pub struct Node {
     child: Child,
     ended: Option<ExitStatus>,
     may_exit: bool,
+    /// Fault points of its next process.
+    points: Option<String>,
 }
 
 impl Node {
@@ -54,6 +56,7 @@ impl Node {
             child,
             ended: None,
             may_exit: false,
+            points: None,
         })
     }
 
@@ -147,6 +150,11 @@ impl Node {
         Ok(before.current)
     }
 
+    /// Fault points of the process that [`restart`](Self::restart) starts next.
+    pub(super) fn arm(&mut self, points: Option<String>) {
+        self.points = points;
+    }
+
     pub(super) fn is_allowed_to_exit(&self) -> bool {
         self.may_exit
     }
@@ -156,7 +164,14 @@ impl Node {
             bail!("{} still runs", self.name);
         }
         // What struck its predecessor has struck.
-        self.child = spawn(&self.binary, &self.arguments, None, &self.log, self.logging)?;
+        let points = self.points.take();
+        self.child = spawn(
+            &self.binary,
+            &self.arguments,
+            points.as_deref(),
+            &self.log,
+            self.logging,
+        )?;
         self.ended = None;
         self.may_exit = false;
         Ok(())

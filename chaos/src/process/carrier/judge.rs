@@ -275,8 +275,15 @@ impl Run<'_> {
                         .any(|c| names_it(&c.kind))
             });
             let Some(found) = found else { continue };
-            looks += 1;
             let took = Duration::from_millis(found.detected_ms - struck.at_ms);
+            let stalled = self.machine.stalled(struck.at_ms, found.detected_ms);
+            if took > bound + DETECTION_SLACK && took <= bound + DETECTION_SLACK + stalled {
+                self.cluster.say(&format!(
+                    "found out after {took:?}, which says nothing: the machine kept everybody waiting for {stalled:?} of it"
+                ));
+                continue;
+            }
+            looks += 1;
             if took > bound + DETECTION_SLACK {
                 late.push(format!(
                     "{:?} on {:?} was found out after {took:?}, the bound is {bound:?}",

@@ -102,9 +102,27 @@ impl Run<'_> {
                     self.cluster.node_mut(&node)?.limit(resource, soft)?;
                 }
             }
+            Step::Spent(times, until) => {
+                if self.broken_since(fault) < times as usize && now < until {
+                    self.timeline
+                        .push(now + AGAIN, fault, Step::Spent(times, until));
+                }
+            }
             Step::Roll(nodes) => self.roll(nodes, fault)?,
         }
         Ok(())
+    }
+
+    /// Injected failures that recoveries tell of since a fault was struck.
+    fn broken_since(&self, fault: usize) -> usize {
+        let struck = self.struck.iter().find(|s| s.fault == fault);
+        let since = struck.map_or(0, |s| s.at_ms);
+        let view = self.watcher.view();
+        let recoveries = view.recoveries.values().filter(|r| r.detected_ms >= since);
+        recoveries
+            .flat_map(|r| std::iter::once(&r.cause).chain(&r.other_causes))
+            .filter(|cause| cause.kind.to_string().contains("injected"))
+            .count()
     }
 
     fn is_alive(&mut self, node: &str) -> anyhow::Result<bool> {
@@ -141,7 +159,7 @@ impl Run<'_> {
                 );
             }
         }
-        self.cluster.restart(&node)
+        self.restart(&node)
     }
 
     /// One after the other: the next goes down when the one before is back and the job runs.
@@ -166,7 +184,7 @@ impl Run<'_> {
                 self.timeline.push(now + AGAIN, fault, Step::Roll(nodes));
             }
             Some(_) => {
-                self.cluster.restart(&node)?;
+                self.restart(&node)?;
                 nodes.remove(0);
                 // The view may still show the cluster as it was: its look must come round.
                 let next = now + Duration::from_millis(800);

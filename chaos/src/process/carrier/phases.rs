@@ -1,0 +1,173 @@
+//! Warm-up, fire, heal, drain: in which order, and how long each may take.
+
+use std::time::Duration;
+
+use perennial_actors::clock::Instant;
+
+use super::settings::longest_delay;
+use super::watch::View;
+use super::{CHECKPOINT_BUDGET, DRAIN_BUDGET, RESTORE_BUDGET, Run, TRIGGER_PATIENCE, WARM_UP_MAX};
+use crate::plan::{Invariant, When};
+
+/// A machine that stands still may lengthen a limit this many times.
+const STALLED_MAX: u32 = 3;
+
+impl Run<'_> {
+    fn is_triggered(&self, when: &When, view: &View) -> bool {
+        // What was seen before the last strike says nothing about what it led to.
+        let since = self.fired;
+        let is_new = view.asked.is_some_and(|asked| asked > since);
+        match when {
+            When::After(after) => self.accepted.elapsed() >= *after,
+            When::Checkpoints(count) => {
+                let new = view.completed.values().filter(|at| **at > since).count();
+                new >= *count as usize
+            }
+            When::CheckpointPending => is_new && view.has_pending_checkpoint(),
+            When::Recovering => !view.is_running(),
+            When::Running => is_new && view.is_running(),
+            // Struck by `turn`, whenever a node comes by.
+            When::FaultPoint { .. } => true,
+        }
+    }
+
+    /// Warm-up, fire, heal, drain. Everything that goes wrong is noted on the way.
+    pub(super) fn go(&mut self) {
+        self.phase("warming up: waiting for the first checkpoint");
+        let began = Instant::now();
+        loop {
+            let (view, goes_on) = self.turn();
+            if !goes_on {
+                return;
+            }
+            if !view.completed.is_empty() && view.is_running() {
+                break;
+            }
+            if began.elapsed() > WARM_UP_MAX {
+                self.inconclusive = Some(format!("no checkpoint within {WARM_UP_MAX:?}"));
+                return;
+            }
+        }
+        self.phase("fire");
+        self.fired = Instant::now();
+        for (index, fault) in self.plan.faults.iter().enumerate() {
+            let armed = Instant::now();
+            loop {
+                let (view, goes_on) = self.turn();
+                if !goes_on {
+                    return;
+                }
+                if self.is_triggered(&fault.when, &view) {
+                    if !matches!(fault.when, When::FaultPoint { .. }) {
+                        self.strike(index, fault, &view);
+                    }
+                    break;
+                }
+                let patience = match &fault.when {
+                    When::After(after) => *after + TRIGGER_PATIENCE,
+                    _ => TRIGGER_PATIENCE,
+                };
+                if armed.elapsed() > patience {
+                    self.phase(&format!(
+                        "fault {} is not struck: {:?} did not come",
+                        index + 1,
+                        fault.when
+                    ));
+                    break;
+                }
+            }
+        }
+        let armed = Instant::now();
+        while !self.timeline.is_empty()
+            || (self.points.is_waiting() && armed.elapsed() < TRIGGER_PATIENCE)
+        {
+            if !self.turn().1 {
+                return;
+            }
+        }
+        self.points.give_up();
+        self.heal();
+    }
+
+    /// Whether something took longer than it may. What the machine kept everybody waiting is not held against it; when that is most of the time,
+    /// nothing can be said.
+    fn is_late(&mut self, what: &str, since: Instant, limit: Duration) -> bool {
+        let took = since.elapsed();
+        if took <= limit {
+            return false;
+        }
+        let stalled = self
+            .machine
+            .stalled(self.clock.wall_ms_at(since), self.clock.wall_ms());
+        if took <= limit + stalled && took < limit * STALLED_MAX {
+            return false;
+        }
+        if took >= limit * STALLED_MAX && took <= limit + stalled {
+            self.inconclusive.get_or_insert(format!(
+                "{what} took {took:?} instead of {limit:?}, but the machine kept everybody waiting for {stalled:?} of it"
+            ));
+        }
+        true
+    }
+
+    /// L1 and L3: what must happen once nothing is broken any more.
+    fn heal(&mut self) {
+        self.phase("healed: waiting until all tasks run and a checkpoint completes");
+        let healed = Instant::now();
+        let heartbeat = &self.settings.cluster.heartbeat;
+        let detection = heartbeat.timeout + heartbeat.interval + heartbeat.reconnect_window;
+        let running_by = detection + longest_delay(&self.settings) + RESTORE_BUDGET;
+        let interval = self.settings.job.checkpointing.interval.unwrap_or_default();
+        let checkpoint_by = running_by + 2 * interval + CHECKPOINT_BUDGET;
+        let mut running = None;
+        loop {
+            let (view, goes_on) = self.turn();
+            if !goes_on {
+                return;
+            }
+            if running.is_none() && view.is_running() {
+                running = Some(Instant::now());
+                self.judge.count(Invariant::L1);
+            }
+            if let Some(running) = running
+                && view.completed.values().any(|at| *at > running)
+            {
+                self.judge.count(Invariant::S7);
+                break;
+            }
+            let limit = if running.is_some() {
+                checkpoint_by
+            } else {
+                running_by
+            };
+            let what = match running {
+                None => "not all tasks run",
+                Some(_) => "no checkpoint completes",
+            };
+            if self.is_late(what, healed, limit) {
+                if self.inconclusive.is_some() {
+                    return;
+                }
+                let note = view.status.and_then(|s| s.note).unwrap_or_default();
+                self.judge.fail(
+                    Invariant::L1,
+                    format!("{what} within {limit:?} after healing: {note}"),
+                );
+                return;
+            }
+        }
+        self.phase("draining to the end of the input");
+        let limit = self.scenario.duration() + DRAIN_BUDGET;
+        let began = Instant::now();
+        while self.turn().1 {
+            let what = "the job has not ended";
+            if self.is_late(what, began, limit) {
+                if self.inconclusive.is_none() {
+                    self.judge
+                        .fail(Invariant::L3, format!("{what} within {limit:?}"));
+                }
+                return;
+            }
+        }
+    }
+}
