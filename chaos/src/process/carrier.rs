@@ -18,7 +18,7 @@ mod turn;
 mod victims;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub const DRAIN_BUDGET: Duration = Duration::from_secs(60);
 pub const TERMINATION_BUDGET: Duration = Duration::from_secs(15);
 /// A JobManager that may not lead any more.
 const ANOTHER_LEADS: i32 = 5;
+/// A node that broke, or could not start.
+const FAILED: i32 = 1;
 /// As shells say SIGKILL.
 const KILLED: i32 = 137;
 
@@ -207,6 +209,8 @@ struct Run<'a> {
     struck: Vec<Struck>,
     judge: Judge,
     points: Points,
+    /// Nodes whose end was judged.
+    ended_badly: BTreeSet<String>,
     machine: Machine,
     /// When the last fault was struck.
     fired: Instant,
@@ -250,6 +254,7 @@ impl<'a> Run<'a> {
             struck: Vec::new(),
             judge,
             points,
+            ended_badly: BTreeSet::new(),
             machine: Machine::default(),
             fired: Instant::now(),
             told: 0,
@@ -350,6 +355,7 @@ impl<'a> Run<'a> {
 
     fn finish(mut self, options: &Options, report: &mut RunReport) {
         self.go();
+        self.end_faults();
         self.phase("checking");
         let view = self.watcher.view();
         report.strikes = std::mem::take(&mut self.strikes);

@@ -5,8 +5,10 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use perennial_actors::clock::Instant;
 use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 
 pub use rustix::process::Signal;
@@ -29,6 +31,7 @@ pub struct Node {
     log: PathBuf,
     logging: Logging,
     child: Child,
+    started: Instant,
     ended: Option<ExitStatus>,
     may_exit: bool,
     /// Fault points of its next process.
@@ -54,6 +57,7 @@ impl Node {
             log,
             logging,
             child,
+            started: Instant::now(),
             ended: None,
             may_exit: false,
             points: None,
@@ -70,6 +74,11 @@ impl Node {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Since it was started last.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     pub(super) fn log(&self) -> &Path {
@@ -172,6 +181,7 @@ impl Node {
             &self.log,
             self.logging,
         )?;
+        self.started = Instant::now();
         self.ended = None;
         self.may_exit = false;
         Ok(())

@@ -7,7 +7,7 @@ use perennial_actors::clock::Instant;
 use super::settings::longest_delay;
 use super::watch::View;
 use super::{CHECKPOINT_BUDGET, DRAIN_BUDGET, RESTORE_BUDGET, Run, TRIGGER_PATIENCE, WARM_UP_MAX};
-use crate::plan::{Invariant, When};
+use crate::plan::{Fault, Invariant, PlannedFault, When};
 
 /// A machine that stands still may lengthen a limit this many times.
 const STALLED_MAX: u32 = 3;
@@ -28,6 +28,23 @@ impl Run<'_> {
             When::Running => is_new && view.is_running(),
             // Struck by `turn`, whenever a node comes by.
             When::FaultPoint { .. } => true,
+        }
+    }
+
+    /// Whether a process that shall be struck lives: one that is down is not killed once more.
+    fn has_victim(&mut self, fault: &PlannedFault, view: &View) -> bool {
+        let names = self.nodes(view).processes(fault.target);
+        let mut is_alive = |name: &String| {
+            let node = self.cluster.nodes.get_mut(name);
+            node.is_some_and(|node| matches!(node.exit_code(), Ok(None)))
+        };
+        match &fault.what {
+            Fault::Kill { .. }
+            | Fault::Pause { .. }
+            | Fault::Terminate { .. }
+            | Fault::Starve { .. }
+            | Fault::Data(_) => names.is_empty() || names.iter().any(&mut is_alive),
+            _ => true,
         }
     }
 
@@ -57,7 +74,7 @@ impl Run<'_> {
                 if !goes_on {
                     return;
                 }
-                if self.is_triggered(&fault.when, &view) {
+                if self.is_triggered(&fault.when, &view) && self.has_victim(fault, &view) {
                     if !matches!(fault.when, When::FaultPoint { .. }) {
                         self.strike(index, fault, &view);
                     }

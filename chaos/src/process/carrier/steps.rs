@@ -8,8 +8,8 @@ use perennial_actors::clock::Instant;
 use super::super::Signal;
 use super::strike::{STARVE_PERIOD, Step};
 use super::victims::LinkVictim;
-use super::{Run, TERMINATION_BUDGET};
-use crate::plan::Invariant;
+use super::{KILLED, Run, TERMINATION_BUDGET};
+use crate::plan::{Fault, Invariant};
 use crate::proxy::LinkProxies;
 use crate::proxy::link::Way;
 
@@ -131,11 +131,17 @@ impl Run<'_> {
 
     /// Starts a node again once it has ended; one that was asked to end must do so well, and in time.
     fn start(&mut self, node: String, fault: usize) -> anyhow::Result<()> {
+        let was_asked = matches!(self.plan.faults[fault].what, Fault::Terminate { .. });
         let Some(code) = self.cluster.node_mut(&node)?.exit_code()? else {
+            if !was_asked || !self.cluster.node_mut(&node)?.is_allowed_to_exit() {
+                // Another fault has ended it as well, and it is back already.
+                return Ok(());
+            }
             let asked_at = self.struck.iter().find(|s| s.fault == fault);
             let asked_ms = asked_at.map_or(0, |s| s.at_ms);
-            let waited = Duration::from_millis(self.clock.wall_ms().saturating_sub(asked_ms));
-            if waited > TERMINATION_BUDGET {
+            let now_ms = self.clock.wall_ms();
+            let waited = Duration::from_millis(now_ms.saturating_sub(asked_ms));
+            if waited > TERMINATION_BUDGET + self.machine.stalled(asked_ms, now_ms) {
                 self.judge.fail(
                     Invariant::L3,
                     format!("{node} has not ended within {TERMINATION_BUDGET:?} after SIGTERM"),
@@ -146,11 +152,8 @@ impl Run<'_> {
             self.timeline.push(at, fault, Step::Start(vec![node]));
             return Ok(());
         };
-        let was_asked = matches!(
-            self.plan.faults[fault].what,
-            crate::plan::Fault::Terminate { .. }
-        );
-        if was_asked {
+        // A kill may have been faster.
+        if was_asked && code != KILLED {
             self.judge.count(Invariant::L3);
             if code != 0 {
                 self.judge.fail(

@@ -98,7 +98,7 @@ pub(super) fn strike(
 ) -> anyhow::Result<Hit> {
     match what {
         Fault::Kill { down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in &hit.nodes {
                 cluster.kill(node)?;
             }
@@ -106,7 +106,7 @@ pub(super) fn strike(
             Ok(hit)
         }
         Fault::Pause { down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in &hit.nodes {
                 cluster.stop(node)?;
                 if hit.hits_job_manager {
@@ -118,7 +118,7 @@ pub(super) fn strike(
             Ok(hit)
         }
         Fault::Terminate { down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in &hit.nodes {
                 cluster.say(&format!("SIGTERM {node}"));
                 cluster.node_mut(node)?.signal(Signal::TERM)?;
@@ -133,7 +133,7 @@ pub(super) fn strike(
             Ok(hit)
         }
         Fault::Starve { percent, down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in hit.nodes.clone() {
                 let step = Step::Starve {
                     node,
@@ -240,6 +240,22 @@ fn processes(nodes: &Nodes, target: Target) -> anyhow::Result<Hit> {
         nodes: names,
         ..Hit::default()
     })
+}
+
+/// Those of a target that run right now.
+fn living(cluster: &mut ProcessCluster, nodes: &Nodes, target: Target) -> anyhow::Result<Hit> {
+    let mut hit = processes(nodes, target)?;
+    let mut alive = Vec::new();
+    for name in std::mem::take(&mut hit.nodes) {
+        if cluster.node_mut(&name)?.exit_code()?.is_none() {
+            alive.push(name);
+        }
+    }
+    ensure!(!alive.is_empty(), "{} is down already", hit.victim);
+    hit.victim = alive.join(", ");
+    hit.hits_job_manager = alive.iter().any(|n| nodes.job_managers.contains(n));
+    hit.nodes = alive;
+    Ok(hit)
 }
 
 fn strike_links(
@@ -522,7 +538,7 @@ fn strike_data(
     target: Target,
     what: &DataFault,
 ) -> anyhow::Result<Hit> {
-    let mut hit = processes(nodes, target)?;
+    let mut hit = living(cluster, nodes, target)?;
     cluster.say(&format!("{what:?} on {}", hit.victim));
     for node in hit.nodes.clone() {
         match what {
