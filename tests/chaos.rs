@@ -11,13 +11,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use perennial_actors::fault::Sabotage;
 use perennial_chaos::plan::{
     ActorKind, Carrier, ClusterShape, DataFault, Direction, Fault, FaultPlan, Invariant, LinkFault,
     PlannedFault, Row, StoreFault, StoreRequests, StoreShape, Target, When, WorkloadPlan,
 };
 use perennial_chaos::process::binary;
 use perennial_chaos::process::carrier::{Options, run};
-use perennial_chaos::report::{Outcome, RunReport};
+use perennial_chaos::report::{Outcome, RunReport, Violation};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -285,6 +286,30 @@ fn nodes_killed_at_fault_points_on_s3() {
         ],
     ));
     assert!(report.sites.contains_key("on-notify"), "{:?}", report.sites);
+}
+
+/// A harness is trusted when it can fail: an engine that is broken on purpose breaks the invariants that it should.
+#[test]
+fn a_broken_engine_is_noticed_on_s3() {
+    let mut options = Options::new(binary());
+    options.sabotage = vec![
+        Sabotage::DeliverTwice,
+        Sabotage::LeakSlot,
+        Sabotage::MiscountRestarts,
+    ];
+    let kill = Fault::Kill { down: ms(300) };
+    let faults = vec![fault(When::Checkpoints(1), Target::TaskManager(0), kill)];
+    let report = run(&plan(13, 1, 4000, faults), &options, &mut |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Fail);
+    for invariant in [Invariant::S2, Invariant::S5, Invariant::R1] {
+        let is_it = |v: &Violation| v.invariant == invariant;
+        assert!(
+            report.violations.iter().any(is_it),
+            "{invariant}: {:?}",
+            report.violations
+        );
+    }
+    std::fs::remove_dir_all(report.kept.unwrap()).unwrap();
 }
 
 /// Only plans that no cluster can run are errors.

@@ -26,7 +26,7 @@ use crate::oracle::{Counts, Positions, StateOracle};
 pub use attribution::{Struck, Tolerance, explain};
 pub use history::{check_fencing, check_one_truth};
 pub use recorder::{Recorder, Recording};
-pub use restarts::check_restarts;
+pub use restarts::{check_count, check_restarts};
 pub use snapshot::SnapshotReader;
 
 /// Keyed state of a checkpoint must equal the fold up to its source positions.

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use perennial_actors::clock::{Clock, Instant};
+use perennial_actors::fault::Sabotage;
 use perennial_actors::model::{JobId, JobState};
 
 use super::{ClusterPlan, ProcessCluster, try_chaos_node};
@@ -72,6 +73,8 @@ pub struct Options {
     pub keep: Option<PathBuf>,
     /// The same program with fault points, for plans that wait for one; `None`: `perennial-chaos-node`, built beside the caller.
     pub with_points: Option<PathBuf>,
+    /// Ways to break the engine on purpose, to see that it is noticed; as points, they need a program that has them.
+    pub sabotage: Vec<Sabotage>,
     /// The job and its oracle, when it is none of ours.
     pub job: Option<Arc<dyn JobUnderTest>>,
 }
@@ -84,6 +87,7 @@ impl Options {
             binary: binary.into(),
             keep: None,
             with_points: None,
+            sabotage: Vec::new(),
             job: None,
         }
     }
@@ -143,7 +147,8 @@ pub fn run(
             return Ok(report);
         }
     }
-    let binary = match (points.is_empty(), &options.with_points) {
+    let is_plain = points.is_empty() && options.sabotage.is_empty();
+    let binary = match (is_plain, &options.with_points) {
         (true, _) => options.binary.clone(),
         (false, Some(binary)) => binary.clone(),
         (false, None) => match try_chaos_node() {
@@ -161,6 +166,7 @@ pub fn run(
         .task_managers(plan.cluster.task_managers)
         .job_managers(plan.cluster.job_managers)
         .slots(plan.cluster.slots)
+        .sabotage(&options.sabotage)
         .proxies(plan.seed);
     for (key, value) in &settings {
         cluster_plan = cluster_plan.set(key, value);

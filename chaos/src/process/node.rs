@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use perennial_actors::clock::Instant;
+use perennial_actors::fault::Sabotage;
 use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 
 pub use rustix::process::Signal;
@@ -20,6 +21,15 @@ pub(super) enum Logging {
     File,
     /// Through us, so that a limit on the files that it writes does not silence it.
     Piped,
+}
+
+/// What breaks a node from inside, if its program has that.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inside {
+    /// Fault points of its next process.
+    pub(super) points: Option<String>,
+    /// Of all its processes.
+    pub(super) sabotage: Vec<Sabotage>,
 }
 
 /// A JobManager or TaskManager process, and how to start it again.
@@ -34,8 +44,7 @@ pub struct Node {
     started: Instant,
     ended: Option<ExitStatus>,
     may_exit: bool,
-    /// Fault points of its next process.
-    points: Option<String>,
+    inside: Inside,
 }
 
 impl Node {
@@ -43,13 +52,15 @@ impl Node {
         name: &str,
         binary: &Path,
         arguments: Vec<String>,
-        points: Option<String>,
+        mut inside: Inside,
         logs: &Path,
         logging: Logging,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         let log = logs.join(format!("{name}.log"));
-        let child = spawn(binary, &arguments, points.as_deref(), &log, logging)?;
+        let child = spawn(binary, &arguments, &inside, &log, logging)?;
+        // What struck a process has struck.
+        inside.points = None;
         Ok(Self {
             name: name.to_owned(),
             binary: binary.to_owned(),
@@ -60,7 +71,7 @@ impl Node {
             started: Instant::now(),
             ended: None,
             may_exit: false,
-            points: None,
+            inside,
         })
     }
 
@@ -161,7 +172,7 @@ impl Node {
 
     /// Fault points of the process that [`restart`](Self::restart) starts next.
     pub(super) fn arm(&mut self, points: Option<String>) {
-        self.points = points;
+        self.inside.points = points;
     }
 
     pub(super) fn is_allowed_to_exit(&self) -> bool {
@@ -172,15 +183,14 @@ impl Node {
         if self.exit_code()?.is_none() {
             bail!("{} still runs", self.name);
         }
-        // What struck its predecessor has struck.
-        let points = self.points.take();
         self.child = spawn(
             &self.binary,
             &self.arguments,
-            points.as_deref(),
+            &self.inside,
             &self.log,
             self.logging,
         )?;
+        self.inside.points = None;
         self.started = Instant::now();
         self.ended = None;
         self.may_exit = false;
@@ -188,10 +198,16 @@ impl Node {
     }
 }
 
+/// Unless some is asked for, that of our own environment holds.
+fn sabotage(switches: &[Sabotage]) -> Option<(&'static str, String)> {
+    let names: Vec<&str> = switches.iter().map(|s| s.name()).collect();
+    (!names.is_empty()).then(|| (crate::node::SABOTAGE, names.join(",")))
+}
+
 fn spawn(
     binary: &Path,
     arguments: &[String],
-    points: Option<&str>,
+    inside: &Inside,
     log: &Path,
     logging: Logging,
 ) -> anyhow::Result<Child> {
@@ -225,7 +241,11 @@ fn spawn(
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
         .env("TMPDIR", temporary)
-        .env(crate::node::POINTS, points.unwrap_or_default())
+        .env(
+            crate::node::POINTS,
+            inside.points.as_deref().unwrap_or_default(),
+        )
+        .envs(sabotage(&inside.sabotage))
         .current_dir(work)
         .stdin(Stdio::null())
         .spawn()

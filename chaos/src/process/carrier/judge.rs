@@ -11,7 +11,8 @@ use super::super::resources::{files_below, open_files, resident_bytes, task_thre
 use super::watch::View;
 use super::{Run, is_finished, may_fail, violation};
 use crate::checker::{
-    Recorder, Recording, check_fencing, check_one_truth, check_restarts, explain, is_retired,
+    Recorder, Recording, check_count, check_fencing, check_one_truth, check_restarts, explain,
+    is_retired,
 };
 use crate::oracle::compare;
 use crate::plan::{Direction, Fault, Invariant, LinkFault, StoreFault, Target};
@@ -106,10 +107,9 @@ impl Run<'_> {
         self.check_output(view);
         self.check_checkpoints();
         self.check_store_history();
-        self.judge.all(
-            Invariant::S5,
-            check_restarts(&self.settings.job.restart, recoveries),
-        );
+        let mut law = check_restarts(&self.settings.job.restart, recoveries);
+        law.extend(view.status.iter().flat_map(check_count));
+        self.judge.all(Invariant::S5, law);
         self.check_causes(recoveries);
         self.check_detection(recoveries);
         let clients = self.check_clients();
