@@ -172,7 +172,7 @@ pub fn run(
         cluster_plan = cluster_plan.set(key, value);
     }
     for node in points.nodes() {
-        if let Some(text) = points.of_node(node) {
+        if let Some(text) = points.of_first(node) {
             cluster_plan = cluster_plan.arm(node, &text);
         }
     }

@@ -111,7 +111,21 @@ impl Points {
 
     /// What a process of this node that starts now shall have; `None`: nothing.
     pub(super) fn of_node(&self, node: &str) -> Option<String> {
-        let is_armed = |p: &&Point| p.node == node && p.state == State::Waits && !self.are_given_up;
+        self.texts(node, |_| true)
+    }
+
+    /// As [`of_node`](Self::of_node), for its first process: what it comes by before there is a job waits for the next.
+    pub(super) fn of_first(&self, node: &str) -> Option<String> {
+        self.texts(node, |site| {
+            !matches!(site, FaultSite::BeforeEpochClaim | FaultSite::OnRegister)
+        })
+    }
+
+    fn texts(&self, node: &str, is_wanted: impl Fn(FaultSite) -> bool) -> Option<String> {
+        let is_armed = |p: &&Point| {
+            let comes = p.specs.first().is_some_and(|spec| is_wanted(spec.site));
+            p.node == node && p.state == State::Waits && !self.are_given_up && comes
+        };
         let texts: Vec<String> = self
             .armed
             .iter()
@@ -357,6 +371,7 @@ mod tests {
         let plan = plan(vec![
             at("on-notify", 3, Target::TaskManager(1), kill.clone()),
             at("on-failover", 1, Target::Leader, kill.clone()),
+            at("before-epoch-claim", 1, Target::Leader, kill.clone()),
             at(
                 "on-open",
                 2,
@@ -371,6 +386,10 @@ mod tests {
         );
         assert_eq!(
             points.of_node("jobmanager-1").as_deref(),
+            Some("on-failover#1=stop;before-epoch-claim#1=stop")
+        );
+        assert_eq!(
+            points.of_first("jobmanager-1").as_deref(),
             Some("on-failover#1=stop")
         );
         let log = tempfile::NamedTempFile::new().unwrap();
