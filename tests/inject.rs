@@ -95,8 +95,8 @@ fn an_unrecoverable_error_fails_the_job_at_once() {
     };
     cluster.inject(fault).unwrap();
     let status = cluster.wait_for_state(&job.job, JobState::Failed, Duration::from_secs(20));
-    // The echo of the failure at a peer may come first: it is decided about before the cause is known, and given up then.
-    assert!(status.summary.restarts <= 1, "{:?}", status.recoveries);
+    // Even when the echo of the failure at a peer came first, and a restart was decided on.
+    assert_eq!(status.summary.restarts, 0, "{:?}", status.recoveries);
     let failure = status.failure.unwrap().to_string();
     assert!(failure.contains("injected fault"), "{failure}");
 }

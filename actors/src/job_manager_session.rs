@@ -26,6 +26,8 @@ use crate::rpc::{
 pub const RECONNECT_BACKOFF_INITIAL: Duration = Duration::from_millis(100);
 /// Upper bound of all waits.
 pub const RECONNECT_BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Tries in the reconnect window at least, if each fails at once.
+const WINDOW_TRIES_MIN: u32 = 5;
 
 /// Finds the leader.
 pub trait LeaderDiscovery: Send + Sync + 'static {
@@ -105,6 +107,8 @@ pub(crate) struct SessionState {
     /// Of the connection; events of earlier ones are stale.
     number: u64,
     failures: u32,
+    /// When the connection broke, or was not to be had first.
+    lost: Instant,
     highest_epoch: LeaderEpoch,
     /// Of the connection that is up.
     epoch: LeaderEpoch,
@@ -139,6 +143,7 @@ impl Actor for JobManagerSession {
             phase: Phase::Waiting,
             number: 0,
             failures: 0,
+            lost: Instant::now(),
             highest_epoch: LeaderEpoch(0),
             epoch: LeaderEpoch(0),
             agreed_with: None,
@@ -456,20 +461,36 @@ impl SessionState {
         self.phase = Phase::Waiting;
         self.number += 1;
         let number = self.number;
-        let wait = backoff(self.failures, &self.arguments.entropy);
+        if self.failures == 0 {
+            self.lost = Instant::now();
+        }
+        let most = longest_wait(
+            self.lost.elapsed(),
+            self.arguments.heartbeat.reconnect_window,
+        );
+        let wait = backoff(self.failures, most, &self.arguments.entropy);
         self.failures = self.failures.saturating_add(1);
         self.report(SessionEvent::Down { error });
         let _timer = myself.send_after(wait, move || SessionMessage::Retry(number));
     }
 }
 
+/// While the JobManager waits for us, no try of ours is far away: a link that heals in time is found in time.
+fn longest_wait(lost_for: Duration, window: Duration) -> Duration {
+    if lost_for < window {
+        window / WINDOW_TRIES_MIN
+    } else {
+        RECONNECT_BACKOFF_MAX
+    }
+}
+
 /// Exponential with full jitter: a fleet that lost its JobManager does not come back in step.
-fn backoff(failures: u32, entropy: &Entropy) -> Duration {
+fn backoff(failures: u32, most: Duration, entropy: &Entropy) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
     let doubled = RECONNECT_BACKOFF_INITIAL.saturating_mul(1 << (failures - 1).min(16));
-    let bound = doubled.min(RECONNECT_BACKOFF_MAX).as_micros() as u64;
+    let bound = doubled.min(most).as_micros() as u64;
     Duration::from_micros(entropy.u64() % (bound + 1))
 }
 
@@ -477,14 +498,30 @@ fn backoff(failures: u32, entropy: &Entropy) -> Duration {
 mod tests {
     use super::*;
 
+    /// N1: whenever the link heals in the first half of the window, there is a try in the second.
+    #[test]
+    fn no_wait_within_the_reconnect_window_outlasts_its_rest() {
+        let window = Duration::from_secs(1);
+        for seed in 0..200 {
+            let entropy = Entropy::seeded(seed);
+            let (mut at, mut failures) = (Duration::ZERO, 0);
+            while at < window / 2 {
+                at += backoff(failures, longest_wait(at, window), &entropy);
+                failures += 1;
+            }
+            assert!(at < window * 3 / 4, "seed {seed}: {at:?}");
+        }
+    }
+
     #[test]
     fn reconnects_back_off_exponentially_with_full_jitter_and_a_bound() {
         let entropy = Entropy::seeded(1);
-        assert_eq!(backoff(0, &entropy), Duration::ZERO);
+        let most = RECONNECT_BACKOFF_MAX;
+        assert_eq!(backoff(0, most, &entropy), Duration::ZERO);
         for failures in 1..100 {
             let bound = (RECONNECT_BACKOFF_INITIAL * (1 << (failures - 1).min(10)))
                 .min(RECONNECT_BACKOFF_MAX);
-            let waits: Vec<_> = (0..50).map(|_| backoff(failures, &entropy)).collect();
+            let waits: Vec<_> = (0..50).map(|_| backoff(failures, most, &entropy)).collect();
             assert!(waits.iter().all(|w| *w <= bound));
             assert!(
                 waits.iter().any(|w| *w > bound / 2),

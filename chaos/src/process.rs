@@ -20,6 +20,7 @@ mod wait;
 
 use std::time::Duration;
 
+use binary::try_chaos_node;
 pub use binary::{BINARY, binary, chaos_node};
 pub use cluster::ProcessCluster;
 pub use node::{Node, Signal};

@@ -45,6 +45,8 @@ pub(super) struct Preparation {
     /// Not before.
     pub(super) due: Instant,
     is_recovery: bool,
+    /// Restarts that were counted for it and are not carried out yet.
+    counted: u32,
     has_stopped: bool,
     is_choice_asked: bool,
     choice: Option<Result<RestoreChoice, FailureKind>>,
@@ -133,6 +135,7 @@ impl Master {
             tasks: regions.all(),
             due: options.clock.now(),
             is_recovery: false,
+            counted: 0,
             has_stopped: false,
             is_choice_asked: false,
             choice: None,

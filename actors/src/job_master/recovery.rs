@@ -1,14 +1,15 @@
 //! The record of one recovery while it is being written: causes, decision, phases.
 //!
-//! Invariant: the cause is the first failure that explains the incident; an echo ([`is_symptom`](crate::model::FailureKind::is_symptom)) gives way to it.
+//! Invariant: the cause is the first failure that explains the incident; an echo ([`is_symptom`](crate::model::FailureKind::is_symptom)) gives way to it,
+//! and everything to one that no restart helps.
 //! It decides nothing.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::model::{
-    Attempt, CheckpointId, LeaderEpoch, OTHER_CAUSES_MAX, RecoveryPhases, RecoveryRecord,
-    RestoredHow, TaskFailure,
+    Attempt, CheckpointId, FailureKind, LeaderEpoch, OTHER_CAUSES_MAX, Recoverability,
+    RecoveryPhases, RecoveryRecord, RestoredHow, TaskFailure,
 };
 
 /// A recovery under way.
@@ -46,7 +47,10 @@ impl Recovery {
 
     /// Another failure of the same incident.
     pub(super) fn add_cause(&mut self, failure: TaskFailure) {
-        let other = if self.record.cause.kind.is_symptom() && !failure.kind.is_symptom() {
+        let (cause, new) = (&self.record.cause.kind, &failure.kind);
+        let is_fatal = |kind: &FailureKind| kind.recoverability() == Recoverability::Unrecoverable;
+        let explains_more = cause.is_symptom() && !new.is_symptom();
+        let other = if explains_more || (is_fatal(new) && !is_fatal(cause)) {
             std::mem::replace(&mut self.record.cause, failure)
         } else {
             failure

@@ -168,6 +168,47 @@ async fn an_echo_gives_way_to_the_cause_and_stopping_does_not_wait_for_it() {
     assert_eq!(status.summary.restarts, 1);
 }
 
+/// A2: the echo at a peer comes first and a restart is decided on; it is given up, and counts for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_fatal_failure_behind_its_echo_costs_no_restart() {
+    let cluster = Cluster::start(&[1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let [first, broken, third] = &cluster.task_managers[..] else {
+        panic!("three");
+    };
+    broken.state.lock().unwrap().is_deaf = true;
+    first.fail(
+        first.running()[1],
+        FailureKind::PeerLost {
+            resource: broken.location.resource.clone(),
+            instance: broken.location.instance,
+            message: "closed".to_owned(),
+        },
+    );
+    until("the survivors stop", async || {
+        third.running().is_empty().then_some(())
+    })
+    .await;
+    let fatal = FailureKind::User {
+        message: "no such account".to_owned(),
+        is_unrecoverable: true,
+    };
+    // It has not heard the order to stop when it reports.
+    broken.state.lock().unwrap().is_deaf = false;
+    broken.fail(broken.running()[1], fatal.clone());
+    broken.lose();
+    let status = cluster.until_state(JOB, JobState::Failed).await;
+    assert_eq!(status.failure.unwrap().kind, fatal);
+    assert_eq!(status.summary.restarts, 0);
+    let [record] = &status.recoveries[..] else {
+        panic!("one incident: {:?}", status.recoveries);
+    };
+    assert_eq!(record.cause.kind, fatal);
+    assert!(record.other_causes[0].kind.is_symptom());
+    assert_eq!(record.decision, "not recoverable: the job fails");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_during_recovery_is_the_next_incident_and_keeps_the_slots() {
     let cluster = Cluster::start(&[1, 1, 1], failing(2, Behaviour::FailRestoring(io("x")))).await;

@@ -15,6 +15,9 @@ use crate::model::LeaderEpoch;
 
 use super::{Candidate, LeaderInfo, Lease, StoreEpochs, newest_from, write_lease};
 
+/// A request that hangs costs this share of the lease at most, so that there is time for another.
+const TRIES_MIN: u32 = 3;
+
 /// Why a leadership ended. The process stops leading at once, without touching anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeadershipLost {
@@ -118,18 +121,22 @@ impl Renewal {
             counter += 1;
             // From before the write: others may have seen it as early as that.
             let begin = Instant::now();
-            match tokio::time::timeout_at(last_success + self.lease_duration, self.renew(counter))
-                .await
-            {
+            let end = last_success + self.lease_duration;
+            let limit = end.min(begin + self.lease_duration / TRIES_MIN);
+            match tokio::time::timeout_at(limit, self.renew(counter)).await {
                 Ok(Ok(None)) => last_success = begin,
                 Ok(Ok(Some(epoch))) => return LeadershipLost::Superseded { epoch },
                 Ok(Err(error)) => tracing::warn!(%error, "leadership not renewed; trying again"),
-                Err(_elapsed) => return LeadershipLost::RenewalFailed(self.lease_duration),
+                // What hangs may still land: a counter that goes back has moved, too.
+                Err(_elapsed) => {
+                    tracing::warn!(after = ?begin.elapsed(), left = ?end.saturating_duration_since(Instant::now()), "leadership not renewed: the store is silent; trying again");
+                }
             }
             if last_success.elapsed() >= self.lease_duration {
                 return LeadershipLost::RenewalFailed(self.lease_duration);
             }
-            tokio::time::sleep(self.renew_interval).await;
+            // At once after one that took its time.
+            tokio::time::sleep_until(begin + self.renew_interval).await;
         }
     }
 

@@ -147,6 +147,21 @@ async fn a_leader_cut_off_from_the_store_stops_before_the_next_one_starts() {
     }
 }
 
+/// P7, O2: one lost request is no reason to stop leading while there is time for another.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_hangs_costs_a_part_of_the_lease_only() {
+    let (store, net) = (store(), Net::default());
+    let first = lead(net.candidate(&store, 1, Standby)).await.unwrap();
+    tokio::time::sleep(RENEW * 2).await;
+    let mut hangs = true;
+    store.faults(move |op, key| {
+        let is_it = (op, key) == ("put", "lease-1") && std::mem::take(&mut hangs);
+        is_it.then_some(Fault::Slow(Duration::from_secs(1_000_000)))
+    });
+    let lost = tokio::time::timeout(LEASE * 10, first.lost()).await;
+    assert!(lost.is_err(), "{lost:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_newest_epoch_is_found_without_a_hint_and_with_a_wrong_one() {
     let (store, net) = (store(), Net::default());

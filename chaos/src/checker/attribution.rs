@@ -74,9 +74,10 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         FailureKind::PeerLost { resource, .. } => {
             names(&resource.0) || strike.is_data_link || strike.hits_job_manager
         }
+        // A store may cost a leader its leadership.
         FailureKind::NoSlots { .. }
         | FailureKind::Actor { .. }
-        | FailureKind::CancellationTimeout { .. } => !is_store,
+        | FailureKind::CancellationTimeout { .. } => !is_store || strike.hits_job_manager,
         FailureKind::Checkpoints { .. } | FailureKind::DamagedSnapshot { .. } => true,
         FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data,
         FailureKind::Panic { .. } | FailureKind::User { .. } => {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 /// Environment variable that names the program under test.
 pub const BINARY: &str = "PERENNIAL_BINARY";
 
+const CHAOS_NODE_HINT: &str = "build it with `cargo build -p perennial-chaos --bins`";
+
 /// The program that is broken from outside: what [`BINARY`] names (`make test` builds it alone, as a release is built), else the one
 /// that cargo has built beside the caller, in which fault points are linked but not armed.
 ///
@@ -27,10 +29,17 @@ pub fn binary() -> PathBuf {
 /// When there is none.
 #[must_use]
 pub fn chaos_node() -> PathBuf {
-    existing(
-        &sibling("perennial-chaos-node"),
-        "build it with `cargo build -p perennial-chaos --bins`",
-    )
+    try_chaos_node().unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub(super) fn try_chaos_node() -> anyhow::Result<PathBuf> {
+    let path = sibling("perennial-chaos-node");
+    anyhow::ensure!(
+        path.is_file(),
+        "there is no program {}: {CHAOS_NODE_HINT}",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// Tests and examples lie one directory below the binaries of their profile.

@@ -1,36 +1,44 @@
 //! Strikes a fault plan against real processes behind proxies, and judges what is left (faults.md section 2).
 //!
 //! Phases: warm-up until the first checkpoint is complete, fire, heal, drain to the end of the input, check. Invariant: a verdict is about the
-//! runtime only: what the harness or the machine did wrong is [`Outcome::Inconclusive`] and never retried. What needs code inside the
-//! node is not struck from here, and said so.
+//! runtime only: what the harness or the machine did wrong is [`Outcome::Inconclusive`] and never retried. Faults that are control
+//! messages go to the leader; those that wait for a fault point need a program that has them ([`Options::with_points`]).
 
 mod clients;
 mod judge;
 mod keep;
+mod machine;
+mod phases;
+mod points;
+mod settings;
 mod steps;
 mod strike;
 mod timeline;
+mod turn;
 mod victims;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use perennial_actors::clock::{Clock, Instant};
-use perennial_actors::fault::CHAOS_KEY;
+use perennial_actors::fault::Sabotage;
 use perennial_actors::model::{JobId, JobState};
 
-use super::{ClusterPlan, ProcessCluster};
+use super::{ClusterPlan, ProcessCluster, try_chaos_node};
 use crate::checker::{Recorder, Struck, Tolerance};
 use crate::job::JobUnderTest;
-use crate::plan::{Carrier, Fault, FaultPlan, Invariant, PlannedFault, StoreShape, Target, When};
-use crate::report::{Outcome, Progress, RecoveryTime, RunReport, Strike, Violation};
+use crate::plan::{Carrier, Fault, FaultPlan, Invariant, PlannedFault, StoreShape, Target};
+use crate::report::{Outcome, Progress, RunReport, Strike, Violation};
 use crate::scenario::Scenario;
 use crate::storage::StorageKind;
 use judge::Judge;
+use machine::Machine;
+use points::Points;
+use strike::Hit;
 use timeline::Timeline;
 use victims::Nodes;
 use watch::{View, Watcher};
@@ -51,6 +59,8 @@ pub const DRAIN_BUDGET: Duration = Duration::from_secs(60);
 pub const TERMINATION_BUDGET: Duration = Duration::from_secs(15);
 /// A JobManager that may not lead any more.
 const ANOTHER_LEADS: i32 = 5;
+/// A node that broke, or could not start.
+const FAILED: i32 = 1;
 /// As shells say SIGKILL.
 const KILLED: i32 = 137;
 
@@ -61,6 +71,10 @@ pub struct Options {
     pub binary: PathBuf,
     /// Where failing runs are kept, each in a directory of its own; `None`: in the system's temporary directory.
     pub keep: Option<PathBuf>,
+    /// The same program with fault points, for plans that wait for one; `None`: `perennial-chaos-node`, built beside the caller.
+    pub with_points: Option<PathBuf>,
+    /// Ways to break the engine on purpose, to see that it is noticed; as points, they need a program that has them.
+    pub sabotage: Vec<Sabotage>,
     /// The job and its oracle, when it is none of ours.
     pub job: Option<Arc<dyn JobUnderTest>>,
 }
@@ -72,54 +86,11 @@ impl Options {
         Self {
             binary: binary.into(),
             keep: None,
+            with_points: None,
+            sabotage: Vec::new(),
             job: None,
         }
     }
-}
-
-/// Settings of nodes and job that a plan may override: small intervals, generous counts, everything retained so that it can be checked.
-fn settings(plan: &FaultPlan) -> BTreeMap<String, String> {
-    let high_availability = match (plan.cluster.job_managers, plan.cluster.store) {
-        (0 | 1, _) => "none",
-        (_, StoreShape::S3) => "s3",
-        (_, StoreShape::Disk | StoreShape::Memory) => "file",
-    };
-    // Without a standby nobody waits for its end; a busy machine must not fence a leader that nobody replaces.
-    let lease = if plan.cluster.job_managers > 1 {
-        "4s"
-    } else {
-        "20s"
-    };
-    let mut settings: BTreeMap<String, String> = [
-        ("high-availability.type", high_availability),
-        ("high-availability.lease-duration", lease),
-        ("high-availability.renew-interval", "500ms"),
-        ("s3.connection.timeout", "2s"),
-        ("s3.socket.timeout", "4s"),
-        ("s3.operation.timeout", "10s"),
-        ("execution.checkpointing.interval", "300ms"),
-        ("execution.checkpointing.min-pause", "0s"),
-        ("execution.checkpointing.timeout", "15s"),
-        ("execution.checkpointing.num-retained", "1000"),
-        ("execution.checkpointing.data-inline-threshold", "0"),
-        (
-            "execution.checkpointing.tolerable-failed-checkpoints",
-            "1000",
-        ),
-        ("restart-strategy.type", "fixed-delay"),
-        ("restart-strategy.fixed-delay.attempts", "1000"),
-        ("restart-strategy.fixed-delay.delay", "100ms"),
-        ("web.exception-history-size", "200"),
-        ("web.checkpoints.history", "20"),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .collect();
-    if plan.faults.iter().any(|f| strike::is_by_message(&f.what)) {
-        settings.insert(CHAOS_KEY.to_owned(), "true".to_owned());
-    }
-    settings.extend(plan.settings.clone());
-    settings
 }
 
 /// Runs a plan to its end. `Err` only when the plan itself cannot be run (unknown job, impossible shape); trouble of harness or machine is
@@ -151,20 +122,9 @@ pub fn run(
         plan.cluster.job_managers > 1 || !plan.faults.iter().any(needs_standby),
         "there is no standby in a cluster of one JobManager"
     );
-    let settings = settings(plan);
-    // Where the cluster will find its store is not known yet; that it has one of this kind is.
-    let directories = match storage {
-        StorageKind::Disk => ["file:///checkpoints", "file:///leadership"],
-        StorageKind::S3 => ["s3://bucket/checkpoints", "s3://bucket/leadership"],
-    };
-    let mut pairs: Vec<(&str, &str)> = settings.iter().map(|(k, v)| (&**k, &**v)).collect();
-    pairs.extend([
-        ("execution.checkpointing.dir", directories[0]),
-        ("high-availability.storageDir", directories[1]),
-        ("s3.access-key", "of-the-server"),
-        ("s3.secret-key", "of-the-server"),
-    ]);
-    let loaded = perennial_config::Settings::with(&pairs).context("the plan's settings")?;
+    let settings = settings::settings(plan);
+    let loaded = settings::load(&settings, storage)?;
+    let points = Points::of(plan)?;
     let scenario = match &options.job {
         Some(job) => Scenario::new(Arc::clone(job), &plan.workload),
         None => Scenario::stock(&plan.workload)?,
@@ -181,22 +141,40 @@ pub fn run(
         kept: None,
     };
     for (index, fault) in plan.faults.iter().enumerate() {
-        let why = strike::impossible(&fault.when, &fault.what, storage == StorageKind::S3);
+        let why = strike::impossible(&fault.what, storage == StorageKind::S3);
         if let Some(why) = why {
             report.outcome = Outcome::Inconclusive(format!("fault {} ({fault}): {why}", index + 1));
             return Ok(report);
         }
     }
+    let is_plain = points.is_empty() && options.sabotage.is_empty();
+    let binary = match (is_plain, &options.with_points) {
+        (true, _) => options.binary.clone(),
+        (false, Some(binary)) => binary.clone(),
+        (false, None) => match try_chaos_node() {
+            Ok(binary) => binary,
+            Err(error) => {
+                report.outcome = Outcome::Inconclusive(format!("fault points: {error:#}"));
+                return Ok(report);
+            }
+        },
+    };
     progress(Progress::Started(plan.to_string()));
     let began = Instant::now();
-    let mut cluster_plan = ClusterPlan::new(&options.binary)
+    let mut cluster_plan = ClusterPlan::new(binary)
         .storage(storage)
         .task_managers(plan.cluster.task_managers)
         .job_managers(plan.cluster.job_managers)
         .slots(plan.cluster.slots)
+        .sabotage(&options.sabotage)
         .proxies(plan.seed);
     for (key, value) in &settings {
         cluster_plan = cluster_plan.set(key, value);
+    }
+    for node in points.nodes() {
+        if let Some(text) = points.of_first(node) {
+            cluster_plan = cluster_plan.arm(node, &text);
+        }
     }
     let cluster = match ProcessCluster::start(cluster_plan) {
         Ok(cluster) => cluster,
@@ -205,7 +183,7 @@ pub fn run(
             return Ok(report);
         }
     };
-    let run = match Run::begin(cluster, plan, scenario, loaded, progress) {
+    let run = match Run::begin(cluster, plan, points, scenario, loaded, progress) {
         Ok(run) => run,
         Err(error) => {
             report.outcome = Outcome::Inconclusive(format!("the job cannot be watched: {error:#}"));
@@ -236,6 +214,12 @@ struct Run<'a> {
     strikes: Vec<Strike>,
     struck: Vec<Struck>,
     judge: Judge,
+    points: Points,
+    /// Nodes whose end was judged.
+    ended_badly: BTreeSet<String>,
+    machine: Machine,
+    /// When the last fault was struck.
+    fired: Instant,
     /// Recoveries that were told already.
     told: usize,
     inconclusive: Option<String>,
@@ -246,6 +230,7 @@ impl<'a> Run<'a> {
     fn begin(
         mut cluster: ProcessCluster,
         plan: &'a FaultPlan,
+        points: Points,
         scenario: Scenario,
         settings: perennial_config::Settings,
         progress: &'a mut dyn FnMut(Progress),
@@ -274,6 +259,10 @@ impl<'a> Run<'a> {
             strikes: Vec::new(),
             struck: Vec::new(),
             judge,
+            points,
+            ended_badly: BTreeSet::new(),
+            machine: Machine::default(),
+            fired: Instant::now(),
             told: 0,
             inconclusive: None,
             clients: Vec::new(),
@@ -293,98 +282,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Everything that goes on beside: due steps, deaths, news. `false`: the run is over.
-    fn turn(&mut self) -> (View, bool) {
-        std::thread::sleep(TICK);
-        let now = Instant::now();
-        while let Some((index, step)) = self.timeline.due(now) {
-            if let Err(error) = self.take(step, index) {
-                self.inconclusive
-                    .get_or_insert(format!("a fault could not be ended: {error:#}"));
-            }
-            if self.timeline.is_over(index)
-                && let Some(struck) = self.struck.iter_mut().find(|s| s.fault == index)
-            {
-                struck.healed_ms = Some(self.clock.wall_ms());
-            }
-        }
-        self.look_for_deaths();
-        let view = self.watcher.view();
-        self.tell(&view);
-        let goes_on =
-            self.inconclusive.is_none() && !self.judge.has_failed() && view.terminal().is_none();
-        (view, goes_on)
-    }
-
-    fn look_for_deaths(&mut self) {
-        let nodes: Vec<String> = self.cluster.nodes.keys().cloned().collect();
-        for name in nodes {
-            let Some(node) = self.cluster.nodes.get_mut(&name) else {
-                continue;
-            };
-            let Ok(Some(code)) = node.exit_code() else {
-                continue;
-            };
-            if node.is_allowed_to_exit() && !self.timeline.starts(&name) {
-                // As its launcher would.
-                self.cluster.say(&format!(
-                    "{name} has ended with exit code {code}, as it may"
-                ));
-                if let Err(error) = self.cluster.restart(&name) {
-                    self.inconclusive
-                        .get_or_insert(format!("{name} cannot be started again: {error:#}"));
-                }
-            } else if let Some(node) = self.cluster.nodes.get_mut(&name)
-                && node.unexpected_exit().is_some()
-            {
-                node.may_exit();
-                if code == ANOTHER_LEADS && self.struck.is_empty() {
-                    self.inconclusive.get_or_insert(format!(
-                        "{name} lost its leadership before any fault: this machine is too busy"
-                    ));
-                } else if code == KILLED {
-                    self.inconclusive.get_or_insert(format!(
-                        "{name} was killed by somebody else, probably for want of memory"
-                    ));
-                } else {
-                    self.judge.fail(
-                        Invariant::R2,
-                        format!("{name} ended unasked with exit code {code}"),
-                    );
-                }
-            }
-        }
-    }
-
-    /// Tells of recoveries that are over.
-    fn tell(&mut self, view: &View) {
-        let done: Vec<_> = view
-            .recoveries
-            .values()
-            .filter(|r| r.phases.total_ms.is_some())
-            .collect();
-        for recovery in done.iter().skip(self.told) {
-            let time = self.recovery_time(recovery);
-            (self.progress)(Progress::Recovered(time));
-        }
-        self.told = self.told.max(done.len());
-    }
-
-    fn recovery_time(&self, recovery: &perennial_actors::model::RecoveryRecord) -> RecoveryTime {
-        let struck = crate::checker::explain(recovery, &self.struck, self.tolerance());
-        let phases = &recovery.phases;
-        let total = phases.total_ms;
-        let restore = [phases.slots_ms, phases.restore_ms, phases.first_record_ms];
-        RecoveryTime {
-            row: struck.map(|s| self.plan.faults[s.fault].row()),
-            total_ms: struck
-                .zip(total)
-                .map(|(s, total)| recovery.detected_ms.saturating_sub(s.at_ms) + total as u64),
-            restore_ms: restore.into_iter().flatten().sum::<f64>() as u64,
-            cause: recovery.cause.to_string(),
-        }
-    }
-
     fn nodes(&self, view: &View) -> Nodes {
         let job_managers = self.cluster.job_manager_names();
         Nodes {
@@ -395,133 +292,6 @@ impl<'a> Run<'a> {
                 .unwrap_or_default(),
             job_managers,
             task_managers: self.cluster.task_manager_names(),
-        }
-    }
-
-    fn is_triggered(&self, when: &When, view: &View, since: Instant) -> bool {
-        // What was seen before the last strike says nothing about what it led to.
-        let is_new = view.asked.is_some_and(|asked| asked > since);
-        match when {
-            When::After(after) => self.accepted.elapsed() >= *after,
-            When::Checkpoints(count) => {
-                let new = view.completed.values().filter(|at| **at > since).count();
-                new >= *count as usize
-            }
-            When::CheckpointPending => is_new && view.has_pending_checkpoint(),
-            When::Recovering => !view.is_running(),
-            When::Running => is_new && view.is_running(),
-            // Refused before the run.
-            When::FaultPoint { .. } => false,
-        }
-    }
-
-    /// Warm-up, fire, heal, drain. Everything that goes wrong is noted on the way.
-    fn go(&mut self) {
-        self.phase("warming up: waiting for the first checkpoint");
-        let began = Instant::now();
-        loop {
-            let (view, goes_on) = self.turn();
-            if !goes_on {
-                return;
-            }
-            if !view.completed.is_empty() && view.is_running() {
-                break;
-            }
-            if began.elapsed() > WARM_UP_MAX {
-                self.inconclusive = Some(format!("no checkpoint within {WARM_UP_MAX:?}"));
-                return;
-            }
-        }
-        self.phase("fire");
-        let mut since = Instant::now();
-        for (index, fault) in self.plan.faults.iter().enumerate() {
-            let armed = Instant::now();
-            loop {
-                let (view, goes_on) = self.turn();
-                if !goes_on {
-                    return;
-                }
-                if self.is_triggered(&fault.when, &view, since) {
-                    self.strike(index, fault, &view);
-                    since = Instant::now();
-                    break;
-                }
-                let patience = match &fault.when {
-                    When::After(after) => *after + TRIGGER_PATIENCE,
-                    _ => TRIGGER_PATIENCE,
-                };
-                if armed.elapsed() > patience {
-                    self.phase(&format!(
-                        "fault {} is not struck: {:?} did not come",
-                        index + 1,
-                        fault.when
-                    ));
-                    break;
-                }
-            }
-        }
-        while !self.timeline.is_empty() {
-            if !self.turn().1 {
-                return;
-            }
-        }
-        self.heal();
-    }
-
-    /// L1 and L3: what must happen once nothing is broken any more.
-    fn heal(&mut self) {
-        self.phase("healed: waiting until all tasks run and a checkpoint completes");
-        let healed = Instant::now();
-        let heartbeat = &self.settings.cluster.heartbeat;
-        let detection = heartbeat.timeout + heartbeat.interval + heartbeat.reconnect_window;
-        let running_by = detection + longest_delay(&self.settings) + RESTORE_BUDGET;
-        let interval = self.settings.job.checkpointing.interval.unwrap_or_default();
-        let checkpoint_by = running_by + 2 * interval + CHECKPOINT_BUDGET;
-        let mut running = None;
-        loop {
-            let (view, goes_on) = self.turn();
-            if !goes_on {
-                return;
-            }
-            if running.is_none() && view.is_running() {
-                running = Some(Instant::now());
-                self.judge.count(Invariant::L1);
-            }
-            if let Some(running) = running
-                && view.completed.values().any(|at| *at > running)
-            {
-                self.judge.count(Invariant::S7);
-                break;
-            }
-            let limit = if running.is_some() {
-                checkpoint_by
-            } else {
-                running_by
-            };
-            if healed.elapsed() > limit {
-                let what = match running {
-                    None => "not all tasks run",
-                    Some(_) => "no checkpoint completes",
-                };
-                let note = view.status.and_then(|s| s.note).unwrap_or_default();
-                self.judge.fail(
-                    Invariant::L1,
-                    format!("{what} within {limit:?} after healing: {note}"),
-                );
-                return;
-            }
-        }
-        self.phase("draining to the end of the input");
-        let limit = self.scenario.duration() + DRAIN_BUDGET;
-        let began = Instant::now();
-        while self.turn().1 {
-            if began.elapsed() > limit {
-                self.judge.fail(
-                    Invariant::L3,
-                    format!("the job has not ended within {limit:?}"),
-                );
-                return;
-            }
         }
     }
 
@@ -548,6 +318,10 @@ impl<'a> Run<'a> {
                 return;
             }
         };
+        self.note(index, fault, hit, at, at_ms);
+    }
+
+    fn note(&mut self, index: usize, fault: &PlannedFault, hit: Hit, at: Duration, at_ms: u64) {
         let strike = Strike {
             fault: index,
             row: fault.row(),
@@ -567,13 +341,27 @@ impl<'a> Run<'a> {
             healed_ms: is_over.then(|| self.clock.wall_ms()),
         });
         let now = Instant::now();
+        self.fired = now;
         for (after, step) in hit.steps {
             self.timeline.push(now + after, index, step);
         }
     }
 
+    /// Notes a fault that happened in a node's code.
+    fn struck_inside(&mut self, index: usize, fault: &PlannedFault, node: &str) {
+        let hit = strike::inside(&fault.what, node);
+        self.note(
+            index,
+            fault,
+            hit,
+            self.accepted.elapsed(),
+            self.clock.wall_ms(),
+        );
+    }
+
     fn finish(mut self, options: &Options, report: &mut RunReport) {
         self.go();
+        self.end_faults();
         self.phase("checking");
         let view = self.watcher.view();
         report.strikes = std::mem::take(&mut self.strikes);
@@ -582,6 +370,7 @@ impl<'a> Run<'a> {
         if self.inconclusive.is_none() {
             self.check(&view, &recoveries);
         }
+        report.sites = self.sites();
         report.checked = self.judge.checked();
         report.violations = self.judge.violations();
         report.outcome = match (&self.inconclusive, report.violations.is_empty()) {
@@ -609,18 +398,6 @@ fn follow(cluster: &ProcessCluster, job: &str, scenario: &Scenario) -> anyhow::R
         job.parse::<JobId>()?,
         scenario.state(),
     )
-}
-
-/// Before a restart, as configured.
-fn longest_delay(settings: &perennial_config::Settings) -> Duration {
-    use perennial_config::RestartStrategy;
-    match settings.job.restart.strategy {
-        RestartStrategy::None => Duration::ZERO,
-        RestartStrategy::FixedDelay { delay, .. } | RestartStrategy::FailureRate { delay, .. } => {
-            delay
-        }
-        RestartStrategy::ExponentialDelay { max_backoff, .. } => max_backoff,
-    }
 }
 
 /// The end that a plan allows: FINISHED, or FAILED where the catalogue says so.

@@ -8,7 +8,7 @@ use anyhow::{anyhow, bail};
 use perennial_actors::clock::Instant;
 use tempfile::TempDir;
 
-use super::node::{Logging, Node, Signal};
+use super::node::{Inside, Logging, Node, Signal};
 use super::permit::Permit;
 use super::ports::free_port;
 use super::proxies::Proxies;
@@ -137,7 +137,10 @@ impl ProcessCluster {
             name,
             &self.plan.binary,
             arguments,
-            self.plan.points.get(name).cloned(),
+            Inside {
+                points: self.plan.points.get(name).cloned(),
+                sabotage: self.plan.sabotage.clone(),
+            },
             &self.log_directory(),
             logging,
         )?;

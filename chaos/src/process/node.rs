@@ -5,8 +5,11 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use perennial_actors::clock::Instant;
+use perennial_actors::fault::Sabotage;
 use rustix::process::{Pid, Resource, Rlimit, kill_process, prlimit};
 
 pub use rustix::process::Signal;
@@ -20,6 +23,15 @@ pub(super) enum Logging {
     Piped,
 }
 
+/// What breaks a node from inside, if its program has that.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inside {
+    /// Fault points of its next process.
+    pub(super) points: Option<String>,
+    /// Of all its processes.
+    pub(super) sabotage: Vec<Sabotage>,
+}
+
 /// A JobManager or TaskManager process, and how to start it again.
 #[derive(Debug)]
 pub struct Node {
@@ -29,8 +41,10 @@ pub struct Node {
     log: PathBuf,
     logging: Logging,
     child: Child,
+    started: Instant,
     ended: Option<ExitStatus>,
     may_exit: bool,
+    inside: Inside,
 }
 
 impl Node {
@@ -38,13 +52,15 @@ impl Node {
         name: &str,
         binary: &Path,
         arguments: Vec<String>,
-        points: Option<String>,
+        mut inside: Inside,
         logs: &Path,
         logging: Logging,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(logs)?;
         let log = logs.join(format!("{name}.log"));
-        let child = spawn(binary, &arguments, points.as_deref(), &log, logging)?;
+        let child = spawn(binary, &arguments, &inside, &log, logging)?;
+        // What struck a process has struck.
+        inside.points = None;
         Ok(Self {
             name: name.to_owned(),
             binary: binary.to_owned(),
@@ -52,8 +68,10 @@ impl Node {
             log,
             logging,
             child,
+            started: Instant::now(),
             ended: None,
             may_exit: false,
+            inside,
         })
     }
 
@@ -67,6 +85,11 @@ impl Node {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Since it was started last.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     pub(super) fn log(&self) -> &Path {
@@ -147,6 +170,11 @@ impl Node {
         Ok(before.current)
     }
 
+    /// Fault points of the process that [`restart`](Self::restart) starts next.
+    pub(super) fn arm(&mut self, points: Option<String>) {
+        self.inside.points = points;
+    }
+
     pub(super) fn is_allowed_to_exit(&self) -> bool {
         self.may_exit
     }
@@ -155,18 +183,31 @@ impl Node {
         if self.exit_code()?.is_none() {
             bail!("{} still runs", self.name);
         }
-        // What struck its predecessor has struck.
-        self.child = spawn(&self.binary, &self.arguments, None, &self.log, self.logging)?;
+        self.child = spawn(
+            &self.binary,
+            &self.arguments,
+            &self.inside,
+            &self.log,
+            self.logging,
+        )?;
+        self.inside.points = None;
+        self.started = Instant::now();
         self.ended = None;
         self.may_exit = false;
         Ok(())
     }
 }
 
+/// Unless some is asked for, that of our own environment holds.
+fn sabotage(switches: &[Sabotage]) -> Option<(&'static str, String)> {
+    let names: Vec<&str> = switches.iter().map(|s| s.name()).collect();
+    (!names.is_empty()).then(|| (crate::node::SABOTAGE, names.join(",")))
+}
+
 fn spawn(
     binary: &Path,
     arguments: &[String],
-    points: Option<&str>,
+    inside: &Inside,
     log: &Path,
     logging: Logging,
 ) -> anyhow::Result<Child> {
@@ -200,7 +241,11 @@ fn spawn(
         .args(arguments)
         .env("RUST_BACKTRACE", "1")
         .env("TMPDIR", temporary)
-        .env(crate::node::POINTS, points.unwrap_or_default())
+        .env(
+            crate::node::POINTS,
+            inside.points.as_deref().unwrap_or_default(),
+        )
+        .envs(sabotage(&inside.sabotage))
         .current_dir(work)
         .stdin(Stdio::null())
         .spawn()

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use perennial_actors::fault::Sabotage;
+
 use crate::storage::StorageKind;
 
 /// What a cluster is made of.
@@ -20,6 +22,8 @@ pub struct ClusterPlan {
     pub settings: Vec<(String, String)>,
     /// Fault points by the name of the node whose first process has them; needs [`chaos_node`](super::chaos_node).
     pub points: BTreeMap<String, String>,
+    /// Ways in which every node breaks the engine on purpose; need [`chaos_node`](super::chaos_node).
+    pub sabotage: Vec<Sabotage>,
     /// JobManagers at the start; more than one need `high-availability.type`.
     pub job_managers: u32,
     /// Every link and the store get a proxy, with dice of this seed.
@@ -37,6 +41,7 @@ impl ClusterPlan {
             slots: 1,
             settings: Vec::new(),
             points: BTreeMap::new(),
+            sabotage: Vec::new(),
             job_managers: 1,
             proxies: None,
         }
@@ -46,6 +51,13 @@ impl ClusterPlan {
     #[must_use]
     pub fn arm(mut self, node: &str, points: &str) -> Self {
         self.points.insert(node.to_owned(), points.to_owned());
+        self
+    }
+
+    /// Breaks the engine of every node on purpose.
+    #[must_use]
+    pub fn sabotage(mut self, switches: &[Sabotage]) -> Self {
+        self.sabotage = switches.to_vec();
         self
     }
 

@@ -49,11 +49,11 @@ pub fn open_files(pid: u32) -> Vec<String> {
     targets
 }
 
-/// Resident memory in bytes; 0 when it has ended.
+/// Memory of its own in bytes, without the pages of files that it has mapped (a backtrace maps all symbols); 0 when it has ended.
 #[must_use]
 pub fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
     let kilobytes = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kilobytes.unwrap_or(0) * 1024
 }
@@ -74,4 +74,12 @@ pub fn files_below(directory: &Path) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Whether a process stands still, as after SIGSTOP.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("State:"));
+    line.is_some_and(|state| state.trim_start().starts_with('T'))
 }

@@ -97,6 +97,9 @@ pub(super) fn draw(
     );
     if faults.iter().any(|f| f.what == Fault::UserStuck) {
         set("task.cancellation.timeout", "4s");
+        // When nothing else fails, it shows by a checkpoint that does not come.
+        set("execution.checkpointing.timeout", "5s");
+        set("execution.checkpointing.tolerable-failed-checkpoints", "0");
     }
     let shall_fail = faults.iter().any(|f| ends_job(&f.what));
     match dice.between(0, 2) {

@@ -28,7 +28,9 @@ impl Master {
                     recovery.add_cause(failure);
                 }
             } else {
-                self.fail(failure, &[], None);
+                // What came first was an echo of it: the restart that was decided on for that is not carried out.
+                self.take_back_restart();
+                self.fail(failure, &[], Some(Incident::Ongoing));
             }
         } else if let Phase::Deploying { .. } | Phase::Running = self.phase
             && let Some(recovery) = &mut self.recovery
@@ -62,7 +64,8 @@ impl Master {
         match failure.kind.recoverability() {
             Recoverability::Fenced => return self.fenced(failure.to_string()),
             Recoverability::Unrecoverable => {
-                let recovery = self.join_incident(failure.clone(), Incident::New);
+                let incident = incident.unwrap_or(Incident::New);
+                let recovery = self.join_incident(failure.clone(), incident);
                 recovery.decided("not recoverable: the job fails".to_owned());
                 return self.fail_job(failure);
             }
@@ -91,6 +94,7 @@ impl Master {
         };
         let is_miscounting = self.options.faults.is_sabotaged(Sabotage::MiscountRestarts);
         let mut decision = None;
+        let mut counted = 0;
         for _ in 0..times {
             let entropy = self.options.entropy.clone();
             let next = self
@@ -98,10 +102,11 @@ impl Master {
                 .on_failure(now, incident, move || dice(&entropy));
             if next.is_new_attempt && matches!(next.verdict, Verdict::Restart { .. }) {
                 let one = if is_miscounting { 2 } else { 1 };
-                self.restarts = self.restarts.saturating_add(one);
+                counted += one;
             }
             decision = Some(next.verdict);
         }
+        self.restarts = self.restarts.saturating_add(counted);
         let words = self.backoff.describe(now, &self.options.clock);
         tracing::warn!(
             job = %self.options.graph.job, epoch = %self.options.epoch, %failure, ?incident,
@@ -112,7 +117,7 @@ impl Master {
         recovery.decided(words.clone());
         self.tell_history();
         match decision {
-            Some(Verdict::Restart { delay }) => self.restart(failed, now, delay),
+            Some(Verdict::Restart { delay }) => self.restart(failed, now, delay, counted),
             Some(Verdict::Refused) | None => {
                 let cause = self
                     .recovery
@@ -166,7 +171,16 @@ impl Master {
         all
     }
 
-    fn restart(&mut self, failed: &[SubtaskId], now: Instant, delay: Duration) {
+    /// Counts only what is carried out.
+    fn take_back_restart(&mut self) {
+        if let Phase::Preparing(preparation) = &mut self.phase {
+            let counted = std::mem::take(&mut preparation.counted);
+            self.restarts = self.restarts.saturating_sub(counted);
+        }
+    }
+
+    /// `counted`: restarts that this one was counted as.
+    fn restart(&mut self, failed: &[SubtaskId], now: Instant, delay: Duration, mut counted: u32) {
         // Regions that are finished or drained do not fit others that run on: then all go back together.
         let is_whole_job = self.may_finish || self.stop.is_some();
         self.suspend_checkpoints("tasks are being restarted");
@@ -178,6 +192,7 @@ impl Master {
         match &mut self.phase {
             Phase::Preparing(preparation) => {
                 tasks.append(&mut preparation.tasks);
+                counted = counted.saturating_add(preparation.counted);
                 slots = preparation.slots;
                 // A choice that was made after the damage became known still stands.
                 if self.damaged.is_empty() {
@@ -195,6 +210,7 @@ impl Master {
             tasks,
             due: now + delay,
             is_recovery: true,
+            counted,
             has_stopped: false,
             is_choice_asked: has_choice,
             choice: kept,

@@ -11,7 +11,8 @@ use super::super::resources::{files_below, open_files, resident_bytes, task_thre
 use super::watch::View;
 use super::{Run, is_finished, may_fail, violation};
 use crate::checker::{
-    Recorder, Recording, check_fencing, check_one_truth, check_restarts, explain, is_retired,
+    Recorder, Recording, check_count, check_fencing, check_one_truth, check_restarts, explain,
+    is_retired,
 };
 use crate::oracle::compare;
 use crate::plan::{Direction, Fault, Invariant, LinkFault, StoreFault, Target};
@@ -106,10 +107,9 @@ impl Run<'_> {
         self.check_output(view);
         self.check_checkpoints();
         self.check_store_history();
-        self.judge.all(
-            Invariant::S5,
-            check_restarts(&self.settings.job.restart, recoveries),
-        );
+        let mut law = check_restarts(&self.settings.job.restart, recoveries);
+        law.extend(view.status.iter().flat_map(check_count));
+        self.judge.all(Invariant::S5, law);
         self.check_causes(recoveries);
         self.check_detection(recoveries);
         let clients = self.check_clients();
@@ -275,8 +275,15 @@ impl Run<'_> {
                         .any(|c| names_it(&c.kind))
             });
             let Some(found) = found else { continue };
-            looks += 1;
             let took = Duration::from_millis(found.detected_ms - struck.at_ms);
+            let stalled = self.machine.stalled(struck.at_ms, found.detected_ms);
+            if took > bound + DETECTION_SLACK && took <= bound + DETECTION_SLACK + stalled {
+                self.cluster.say(&format!(
+                    "found out after {took:?}, which says nothing: the machine kept everybody waiting for {stalled:?} of it"
+                ));
+                continue;
+            }
+            looks += 1;
             if took > bound + DETECTION_SLACK {
                 late.push(format!(
                     "{:?} on {:?} was found out after {took:?}, the bound is {bound:?}",

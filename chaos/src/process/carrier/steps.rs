@@ -8,8 +8,8 @@ use perennial_actors::clock::Instant;
 use super::super::Signal;
 use super::strike::{STARVE_PERIOD, Step};
 use super::victims::LinkVictim;
-use super::{Run, TERMINATION_BUDGET};
-use crate::plan::Invariant;
+use super::{KILLED, Run, TERMINATION_BUDGET};
+use crate::plan::{Fault, Invariant};
 use crate::proxy::LinkProxies;
 use crate::proxy::link::Way;
 
@@ -102,9 +102,27 @@ impl Run<'_> {
                     self.cluster.node_mut(&node)?.limit(resource, soft)?;
                 }
             }
+            Step::Spent(times, until) => {
+                if self.broken_since(fault) < times as usize && now < until {
+                    self.timeline
+                        .push(now + AGAIN, fault, Step::Spent(times, until));
+                }
+            }
             Step::Roll(nodes) => self.roll(nodes, fault)?,
         }
         Ok(())
+    }
+
+    /// Injected failures that recoveries tell of since a fault was struck.
+    fn broken_since(&self, fault: usize) -> usize {
+        let struck = self.struck.iter().find(|s| s.fault == fault);
+        let since = struck.map_or(0, |s| s.at_ms);
+        let view = self.watcher.view();
+        let recoveries = view.recoveries.values().filter(|r| r.detected_ms >= since);
+        recoveries
+            .flat_map(|r| std::iter::once(&r.cause).chain(&r.other_causes))
+            .filter(|cause| cause.kind.to_string().contains("injected"))
+            .count()
     }
 
     fn is_alive(&mut self, node: &str) -> anyhow::Result<bool> {
@@ -113,11 +131,17 @@ impl Run<'_> {
 
     /// Starts a node again once it has ended; one that was asked to end must do so well, and in time.
     fn start(&mut self, node: String, fault: usize) -> anyhow::Result<()> {
+        let was_asked = matches!(self.plan.faults[fault].what, Fault::Terminate { .. });
         let Some(code) = self.cluster.node_mut(&node)?.exit_code()? else {
+            if !was_asked || !self.cluster.node_mut(&node)?.is_allowed_to_exit() {
+                // Another fault has ended it as well, and it is back already.
+                return Ok(());
+            }
             let asked_at = self.struck.iter().find(|s| s.fault == fault);
             let asked_ms = asked_at.map_or(0, |s| s.at_ms);
-            let waited = Duration::from_millis(self.clock.wall_ms().saturating_sub(asked_ms));
-            if waited > TERMINATION_BUDGET {
+            let now_ms = self.clock.wall_ms();
+            let waited = Duration::from_millis(now_ms.saturating_sub(asked_ms));
+            if waited > TERMINATION_BUDGET + self.machine.stalled(asked_ms, now_ms) {
                 self.judge.fail(
                     Invariant::L3,
                     format!("{node} has not ended within {TERMINATION_BUDGET:?} after SIGTERM"),
@@ -128,11 +152,8 @@ impl Run<'_> {
             self.timeline.push(at, fault, Step::Start(vec![node]));
             return Ok(());
         };
-        let was_asked = matches!(
-            self.plan.faults[fault].what,
-            crate::plan::Fault::Terminate { .. }
-        );
-        if was_asked {
+        // A kill may have been faster.
+        if was_asked && code != KILLED {
             self.judge.count(Invariant::L3);
             if code != 0 {
                 self.judge.fail(
@@ -141,7 +162,7 @@ impl Run<'_> {
                 );
             }
         }
-        self.cluster.restart(&node)
+        self.restart(&node)
     }
 
     /// One after the other: the next goes down when the one before is back and the job runs.
@@ -166,7 +187,7 @@ impl Run<'_> {
                 self.timeline.push(now + AGAIN, fault, Step::Roll(nodes));
             }
             Some(_) => {
-                self.cluster.restart(&node)?;
+                self.restart(&node)?;
                 nodes.remove(0);
                 // The view may still show the cluster as it was: its look must come round.
                 let next = now + Duration::from_millis(800);

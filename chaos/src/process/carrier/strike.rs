@@ -13,7 +13,7 @@ use rustix::process::Resource;
 use super::super::{ProcessCluster, Signal};
 use super::victims::{LinkVictim, Nodes};
 use crate::checker::Recorder;
-use crate::plan::{DataFault, Fault, LinkFault, StoreFault, StoreRequests, Target, When};
+use crate::plan::{DataFault, Fault, LinkFault, StoreFault, StoreRequests, Target};
 use crate::proxy::link::Way;
 use crate::proxy::store::{Break, Rule, RuleId, Which};
 
@@ -48,6 +48,8 @@ pub(super) enum Step {
     /// Ends a rule that breaks so many requests, once it has, or nobody makes such requests.
     UsedUp(RuleId, u64, Instant),
     Unlimit(String, Resource, Option<u64>),
+    /// Waits until code has broken so often, or nobody comes by.
+    Spent(u32, Instant),
     /// Terminates and starts again the first, then goes on with the others.
     Roll(Vec<String>),
 }
@@ -72,13 +74,8 @@ pub(super) fn is_by_message(what: &Fault) -> bool {
     injection.is_some()
 }
 
-/// Why a fault cannot be struck from outside; `None`: it can.
-pub(super) fn impossible(when: &When, what: &Fault, has_store_proxy: bool) -> Option<String> {
-    if let When::FaultPoint { site, .. } = when {
-        return Some(format!(
-            "it waits for the fault point {site}, which needs a binary with fault points"
-        ));
-    }
+/// Why a fault cannot be struck; `None`: it can.
+pub(super) fn impossible(what: &Fault, has_store_proxy: bool) -> Option<String> {
     match what {
         Fault::Data(DataFault::IoError { .. } | DataFault::SlowDisk { .. }) => Some(
             "disk errors and slow disks need fault points: signals and limits cannot make them"
@@ -101,7 +98,7 @@ pub(super) fn strike(
 ) -> anyhow::Result<Hit> {
     match what {
         Fault::Kill { down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in &hit.nodes {
                 cluster.kill(node)?;
             }
@@ -109,7 +106,7 @@ pub(super) fn strike(
             Ok(hit)
         }
         Fault::Pause { down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in &hit.nodes {
                 cluster.stop(node)?;
                 if hit.hits_job_manager {
@@ -121,7 +118,7 @@ pub(super) fn strike(
             Ok(hit)
         }
         Fault::Terminate { down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in &hit.nodes {
                 cluster.say(&format!("SIGTERM {node}"));
                 cluster.node_mut(node)?.signal(Signal::TERM)?;
@@ -136,7 +133,7 @@ pub(super) fn strike(
             Ok(hit)
         }
         Fault::Starve { percent, down } => {
-            let mut hit = processes(nodes, target)?;
+            let mut hit = living(cluster, nodes, target)?;
             for node in hit.nodes.clone() {
                 let step = Step::Starve {
                     node,
@@ -176,15 +173,19 @@ fn inject(
     let injection = what
         .injection(target, job.parse()?, &names)
         .with_context(|| format!("{target:?} is nobody who can be struck by {what:?}"))?;
-    // What may end its process, and how long it lasts.
-    let (ends, lasts) = match what {
-        Fault::ActorPanic(ActorKind::JobManager) => (Target::Leader, Duration::ZERO),
-        Fault::ActorPanic(ActorKind::TaskManager) => (target, Duration::ZERO),
-        Fault::ActorPanic(_) | Fault::ClockOffset { .. } => (Target::Store, Duration::ZERO),
-        Fault::SlowHandler { down, .. } | Fault::NoHeartbeats { down } => (Target::AllNodes, *down),
-        Fault::UserStuck => (Target::AllTaskManagers, USE_PATIENCE),
+    // Nothing is to be done when it has lasted so long, but until then it explains what happens.
+    let lasts = |down: Duration| vec![(down, Step::Start(Vec::new()))];
+    // What may end its process, and what ends it.
+    let (ends, steps) = match what {
+        Fault::ActorPanic(ActorKind::JobManager) => (Target::Leader, Vec::new()),
+        Fault::ActorPanic(ActorKind::TaskManager) => (target, Vec::new()),
+        Fault::ActorPanic(_) | Fault::ClockOffset { .. } => (Target::Store, Vec::new()),
+        Fault::SlowHandler { down, .. } | Fault::NoHeartbeats { down } => {
+            (Target::AllNodes, lasts(*down))
+        }
+        Fault::UserStuck => (Target::AllTaskManagers, lasts(USE_PATIENCE)),
         Fault::UserPanic { times } | Fault::UserError { times, .. } => {
-            (Target::Store, USE_PATIENCE * (*times).min(STORM_MAX))
+            (Target::Store, vec![spent(*times)])
         }
         other => bail!("{other:?} is no control message"),
     };
@@ -200,10 +201,31 @@ fn inject(
             target => nodes.processes(target),
         },
         hits_job_manager: target == Target::Leader,
-        // Nothing is to be done then, but until then it explains what happens.
-        steps: vec![(lasts, Step::Start(Vec::new()))],
+        steps,
         ..Hit::default()
     })
+}
+
+fn spent(times: u32) -> (Duration, Step) {
+    let times = times.clamp(1, STORM_MAX);
+    let until = Instant::now() + USE_PATIENCE * times;
+    (Duration::ZERO, Step::Spent(times, until))
+}
+
+/// What is known of a fault that happens in a node's code at a fault point.
+pub(super) fn inside(what: &Fault, node: &str) -> Hit {
+    let steps = match what {
+        Fault::UserPanic { times } | Fault::UserError { times, .. } => vec![spent(*times)],
+        Fault::SlowHandler { down, .. } => vec![(*down, Step::Start(Vec::new()))],
+        _ => Vec::new(),
+    };
+    Hit {
+        victim: format!("the code of {node}"),
+        nodes: vec![node.to_owned()],
+        hits_job_manager: node.starts_with("job"),
+        steps,
+        ..Hit::default()
+    }
 }
 
 fn processes(nodes: &Nodes, target: Target) -> anyhow::Result<Hit> {
@@ -218,6 +240,22 @@ fn processes(nodes: &Nodes, target: Target) -> anyhow::Result<Hit> {
         nodes: names,
         ..Hit::default()
     })
+}
+
+/// Those of a target that run right now.
+fn living(cluster: &mut ProcessCluster, nodes: &Nodes, target: Target) -> anyhow::Result<Hit> {
+    let mut hit = processes(nodes, target)?;
+    let mut alive = Vec::new();
+    for name in std::mem::take(&mut hit.nodes) {
+        if cluster.node_mut(&name)?.exit_code()?.is_none() {
+            alive.push(name);
+        }
+    }
+    ensure!(!alive.is_empty(), "{} is down already", hit.victim);
+    hit.victim = alive.join(", ");
+    hit.hits_job_manager = alive.iter().any(|n| nodes.job_managers.contains(n));
+    hit.nodes = alive;
+    Ok(hit)
 }
 
 fn strike_links(
@@ -500,7 +538,7 @@ fn strike_data(
     target: Target,
     what: &DataFault,
 ) -> anyhow::Result<Hit> {
-    let mut hit = processes(nodes, target)?;
+    let mut hit = living(cluster, nodes, target)?;
     cluster.say(&format!("{what:?} on {}", hit.victim));
     for node in hit.nodes.clone() {
         match what {
