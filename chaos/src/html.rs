@@ -7,6 +7,7 @@ mod plot;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::catalogue;
+use crate::coverage::{self, Coverage, Verdict};
 use crate::plan::{Carrier, Row, Section};
 use crate::story;
 use crate::summary::{RowSummary, Summary, Trouble};
@@ -22,8 +23,8 @@ pub struct Page<'a> {
     pub command: &'a str,
     /// Repeats and shrinks the run of a plan: given its profile and seed, a line for each.
     pub commands: &'a dyn Fn(&Trouble) -> Vec<String>,
-    /// What it was to cover and has not.
-    pub missed: &'a [Row],
+    /// What it was to come to and has not.
+    pub coverage: &'a Coverage,
 }
 
 /// Renders the page.
@@ -85,12 +86,12 @@ fn millis(millis: u64) -> String {
 
 fn verdict(page: &Page<'_>) -> Markup {
     let summary = page.summary;
-    let (class, word) = match () {
-        () if summary.failed > 0 => ("bad", "Failed"),
-        () if summary.runs == 0 => ("doubt", "Nothing was run"),
-        () if !page.missed.is_empty() => ("bad", "Not covered"),
-        () if summary.passed == 0 => ("doubt", "Inconclusive"),
-        () => ("good", "Passed"),
+    let (class, word) = match coverage::verdict(summary, page.coverage) {
+        Verdict::Broken => ("bad", "Failed"),
+        _ if summary.runs == 0 => ("doubt", "Nothing was run"),
+        Verdict::Inconclusive => ("doubt", "Inconclusive"),
+        Verdict::Uncovered => ("bad", "Not covered"),
+        Verdict::Passed => ("good", "Passed"),
     };
     html! {
         p class={ "verdict " (class) } {
@@ -103,21 +104,17 @@ fn verdict(page: &Page<'_>) -> Markup {
                     (number(summary.checks)) " checks, under " (number(summary.strikes)) " faults."
                 }
                 @if summary.inconclusive > 0 { " " (number(summary.inconclusive)) " runs are inconclusive." }
-                @if !page.missed.is_empty() {
-                    " Not struck though planned: " (names(page.missed)) "."
-                }
+                @if page.coverage.fails() { " Not everything was come to: see Coverage." }
             }
         }
     }
 }
 
-fn names(rows: &[Row]) -> String {
-    let names: Vec<&str> = rows.iter().map(|row| row.as_str()).collect();
-    names.join(", ")
-}
-
 fn tiles(summary: &Summary) -> Markup {
-    let struck = |rows: &[Row]| -> u64 { rows.iter().map(|row| summary.row(*row).struck).sum() };
+    let killed = |rows: &[Row]| -> u64 {
+        let rows = rows.iter().map(|row| summary.row(*row));
+        rows.map(|row| row.struck - row.simulated).sum()
+    };
     let tiles = [
         ("runs", number(summary.runs)),
         ("passed", number(summary.passed)),
@@ -125,10 +122,13 @@ fn tiles(summary: &Summary) -> Markup {
         ("inconclusive", number(summary.inconclusive)),
         ("faults", number(summary.strikes)),
         (
-            "kills of TaskManagers",
-            number(struck(&[Row::P1, Row::P2, Row::P9, Row::A8])),
+            "kill -9 of TaskManagers",
+            number(killed(&[Row::P1, Row::P2, Row::P9, Row::A8])),
         ),
-        ("kills of JobManagers", number(struck(&[Row::P3, Row::P4]))),
+        (
+            "kill -9 of JobManagers",
+            number(killed(&[Row::P3, Row::P4])),
+        ),
         ("recoveries", number(summary.recoveries)),
         ("checks", number(summary.checks)),
     ];
@@ -330,24 +330,28 @@ fn rest(all: u64, shown: usize) -> Markup {
 }
 
 fn coverage(page: &Page<'_>) -> Markup {
-    let summary = page.summary;
-    let open = summary.uncovered();
+    let (summary, coverage) = (page.summary, page.coverage);
+    let planned = summary.missed();
     html! {
         section {
             h2 { "Coverage" }
-            @if open.is_empty() {
-                p { "Every row of the catalogue that runs of processes carry was struck." }
-            } @else {
-                p { "Rows that runs of processes carry, not struck so far:" }
-                ul class="rows" { @for row in &open {
+            @if coverage.is_complete() {
+                p { "All of " (coverage.due) " rows that were to be struck were struck." }
+            }
+            @if !coverage.rows.is_empty() {
+                p { (coverage.rows.len()) " of " (coverage.due) " rows that were to be struck are not struck so far:" }
+                ul class="rows" { @for row in &coverage.rows {
                     li { b { (row) } " " (catalogue::entry(*row).title)
-                        @if page.missed.contains(row) { " " em class="bad" { "planned, never struck" } }
+                        @if planned.contains(row) { " " em class="bad" { "planned, never struck" } }
                     }
                 } }
             }
+            @if !coverage.sites.is_empty() {
+                p { "Fault points that no run came by: " @for site in &coverage.sites { code { (site) } " " } }
+            }
             @if !summary.sites.is_empty() {
                 details {
-                    summary { (number(summary.sites.len() as u64)) " fault points were hit "
+                    summary { (number(summary.sites.len() as u64)) " fault points were come by "
                         (number(summary.sites.values().sum())) " times" }
                     table { tbody { @for (site, hits) in &summary.sites {
                         tr { td { code { (site) } } td class="number" { (number(*hits)) } }
@@ -361,6 +365,7 @@ fn coverage(page: &Page<'_>) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coverage::Demand;
     use crate::profile::Profile;
     use crate::report::Outcome;
     use crate::summary::tests::report;
@@ -370,7 +375,7 @@ mod tests {
             summary,
             command: "perennial-chaos report",
             commands: &|trouble| vec![format!("perennial-chaos run --seed {}", trouble.plan.seed)],
-            missed: &summary.missed(),
+            coverage: &Coverage::of(summary, &[], Demand::Always),
         })
     }
 

@@ -6,6 +6,7 @@
 pub mod catalogue;
 pub mod checker;
 pub mod command;
+pub mod coverage;
 pub mod html;
 pub mod job;
 pub mod node;

@@ -94,15 +94,13 @@ impl Results {
         Ok(())
     }
 
-    /// The first seed that no run of processes has had.
+    /// The first seed that no run of this kind has had; `None`: there was none.
     #[must_use]
-    pub fn next_seed(&self) -> u64 {
-        let by_processes = |report: &&RunReport| report.plan.carrier == Carrier::Process;
-        let seeds = self.reports.iter().filter(by_processes);
-        seeds
-            .map(|report| report.plan.seed)
-            .max()
-            .map_or(0, |seed| seed.saturating_add(1))
+    pub fn next_seed(&self, carrier: Carrier) -> Option<u64> {
+        let of_kind = |report: &&RunReport| report.plan.carrier == carrier;
+        let reports = self.reports.iter().filter(of_kind);
+        let last = reports.map(|report| report.plan.seed).max();
+        last.map(|seed| seed.saturating_add(1))
     }
 }
 
@@ -139,7 +137,7 @@ mod tests {
         let below = directory.path().join("new");
         let of = |seed| report(Profile::Mixed, seed, Outcome::Pass);
         let mut results = Results::open(&below).unwrap();
-        assert_eq!(results.next_seed(), 0);
+        assert_eq!(results.next_seed(Carrier::Process), None);
         results.append(of(4)).unwrap();
         assert!(Results::open(&below).is_err(), "two campaigns at a time");
         drop(results);
@@ -154,7 +152,8 @@ mod tests {
         assert_eq!(Results::read(&below).unwrap(), [of(4)]);
 
         let mut results = Results::open(&below).unwrap();
-        assert_eq!(results.next_seed(), 5);
+        assert_eq!(results.next_seed(Carrier::Process), Some(5));
+        assert_eq!(results.next_seed(Carrier::Simulator), None);
         results.append(of(5)).unwrap();
         drop(results);
         assert_eq!(Results::read(&below).unwrap(), [of(4), of(5)]);

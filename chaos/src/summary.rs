@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::catalogue::{self, carried_by};
+use crate::catalogue;
 use crate::plan::{Carrier, FaultPlan, Invariant, Row};
 use crate::report::{Outcome, RunReport, Violation};
 
@@ -64,6 +64,8 @@ pub struct RowSummary {
     pub planned: u64,
     /// Faults that were struck.
     pub struck: u64,
+    /// Of these, in simulated runs.
+    pub simulated: u64,
     /// Runs that it was struck in.
     pub runs: u64,
     /// Failing ones among them.
@@ -164,7 +166,9 @@ impl Summary {
         let mut struck = BTreeSet::new();
         for strike in &report.strikes {
             self.strikes += 1;
-            self.rows[strike.row as usize].struck += 1;
+            let row = &mut self.rows[strike.row as usize];
+            row.struck += 1;
+            row.simulated += u64::from(report.plan.carrier == Carrier::Simulator);
             struck.insert(strike.row);
         }
         for row in struck {
@@ -197,7 +201,7 @@ impl Summary {
         }
     }
 
-    /// Rows that plans held and no run struck: a campaign that was to cover them has not.
+    /// Rows that plans held and no run struck.
     #[must_use]
     pub fn missed(&self) -> Vec<Row> {
         let is_missed = |row: &&RowSummary| row.planned > 0 && row.struck == 0;
@@ -205,14 +209,6 @@ impl Summary {
             .iter()
             .filter(is_missed)
             .map(|row| row.row)
-            .collect()
-    }
-
-    /// Rows that processes carry and no run struck.
-    #[must_use]
-    pub fn uncovered(&self) -> Vec<Row> {
-        carried_by(Carrier::Process)
-            .filter(|row| self.rows[*row as usize].struck == 0)
             .collect()
     }
 
@@ -241,6 +237,7 @@ impl RowSummary {
             title: entry.title,
             planned: 0,
             struck: 0,
+            simulated: 0,
             runs: 0,
             failed: 0,
             process: Times::default(),
@@ -386,7 +383,6 @@ pub(crate) mod tests {
         lone.strikes.clear();
         let summary = Summary::of([&lone]);
         assert_eq!(summary.missed(), rows);
-        assert!(summary.uncovered().contains(&rows[0]));
     }
 
     /// Nearest rank, from the definition.

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use perennial_actors::fault::Sabotage;
 
+use super::output;
 use crate::plan::{Row, StoreShape};
 use crate::profile::Profile;
 
@@ -14,7 +16,7 @@ use crate::profile::Profile;
     version,
     about,
     after_help = "Exit codes: 0 all is well, 1 an invariant is broken or the command failed, 2 wrong usage, 3 the cluster cannot be reached, \
-                  7 inconclusive (trouble of harness or machine, nothing proven), 8 a campaign has not covered what it was to cover."
+                  7 inconclusive (trouble of harness or machine, nothing proven), 8 a campaign has not come to everything that it was to come to."
 )]
 pub(super) struct Cli {
     /// Prints JSON for scripts
@@ -61,6 +63,31 @@ pub(super) struct NodeArgs {
     /// Program that plays the roles of the nodes [default: `perennial` beside this program]
     #[arg(long, value_name = "PATH")]
     pub(super) binary: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) sabotage: SabotageArgs,
+}
+
+/// The engine, broken on purpose.
+#[derive(Debug, Clone, Args)]
+pub(super) struct SabotageArgs {
+    /// Breaks the engine on purpose, to see that it is noticed; with processes it takes `perennial-chaos-node`
+    #[arg(long, value_name = "SWITCHES", value_delimiter = ',', value_parser = sabotage)]
+    pub(super) sabotage: Vec<Sabotage>,
+}
+
+impl SabotageArgs {
+    /// As it was said, to be said again.
+    pub(super) fn text(&self) -> Option<String> {
+        let names: Vec<&str> = self.sabotage.iter().map(|s| s.name()).collect();
+        (!names.is_empty()).then(|| names.join(","))
+    }
+}
+
+fn sabotage(text: &str) -> Result<Sabotage, String> {
+    Sabotage::named(text).ok_or_else(|| {
+        let known: Vec<&str> = Sabotage::ALL.iter().map(|s| s.name()).collect();
+        format!("there is no such switch, only {}", known.join(", "))
+    })
 }
 
 /// What is drawn.
@@ -81,6 +108,17 @@ pub(super) enum Store {
     Disk,
     /// An S3 server
     S3,
+}
+
+impl Cli {
+    /// A line for people; standard output belongs to the JSON where that is asked for.
+    pub(super) fn say(&self, text: &str) {
+        if self.json {
+            output::note(text);
+        } else {
+            output::line(text);
+        }
+    }
 }
 
 impl Store {
@@ -143,33 +181,18 @@ pub(super) struct CampaignArgs {
     #[arg(long)]
     pub(super) resume: bool,
     /// Runs at a time
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=2))]
     pub(super) parallel: u64,
-    /// What must have been struck in the end
-    #[arg(long, value_enum, default_value_t = Cover::Planned)]
-    pub(super) cover: Cover,
+    /// Seeds of the simulator that are run first: they come by every fault point [default: 40; with --only 0]
+    #[arg(long, value_name = "N")]
+    pub(super) simulated: Option<u64>,
+    /// Fails unless every row and every fault point was come to, however few runs there were [default: from as many runs on as there are rows]
+    #[arg(long)]
+    pub(super) require_coverage: bool,
     #[command(flatten)]
     pub(super) draw: DrawArgs,
     #[command(flatten)]
     pub(super) nodes: NodeArgs,
-}
-
-/// What a campaign must have struck, else it fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Cover {
-    /// Rows that its plans held, and those of --only
-    Planned,
-    /// Every row that runs of processes carry
-    All,
-}
-
-impl Cover {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Planned => "planned",
-            Self::All => "all",
-        }
-    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -177,10 +200,10 @@ pub(super) struct SimulateArgs {
     /// Seeds, as A..B (without B) or one
     #[arg(long, value_name = "A..B", value_parser = seeds)]
     pub(super) seeds: std::ops::Range<u64>,
-    /// Seeds at a time [default: one per processor]
-    #[arg(long)]
-    pub(super) threads: Option<usize>,
-    /// Of so many seeds one is run twice: both runs must be the same
+    /// Seeds at a time
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(super) jobs: u64,
+    /// Of so many seeds one is run twice: both runs must be the same; 0: none
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(super) twice: u64,
     /// Shows what happens, step by step
@@ -189,6 +212,8 @@ pub(super) struct SimulateArgs {
     /// Adds the runs to the results of --dir
     #[arg(long)]
     pub(super) keep: bool,
+    #[command(flatten)]
+    pub(super) sabotage: SabotageArgs,
 }
 
 /// `3` or `0..20`.
@@ -246,6 +271,9 @@ pub(super) struct InjectArgs {
     /// JobManager to talk to, as host:port [default: from the configuration]
     #[arg(long, short = 'm', value_name = "HOST:PORT")]
     pub(super) jobmanager: Option<String>,
+    /// Sets a configuration key, e.g. security.cluster-secret
+    #[arg(short = 'D', value_name = "KEY=VALUE")]
+    pub(super) define: Vec<String>,
     #[command(subcommand)]
     pub(super) fault: InjectFault,
 }
@@ -388,5 +416,16 @@ mod tests {
         assert!(seeds("7..3").is_err() && seeds("x").is_err());
         let refused = Cli::try_parse_from(["perennial-chaos", "campaign", "--only", "X9"]);
         assert!(refused.unwrap_err().to_string().contains("X9"));
+        let broken = [
+            "perennial-chaos",
+            "simulate",
+            "--seeds",
+            "1..3",
+            "--sabotage",
+        ];
+        let parse = |name| Cli::try_parse_from(broken.iter().chain(&[name]));
+        assert!(parse("lose-timer,leak-slot").is_ok());
+        let refused = parse("lose-tiger").unwrap_err().to_string();
+        assert!(refused.contains("lose-timer"), "{refused}");
     }
 }

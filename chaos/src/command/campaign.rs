@@ -1,257 +1,144 @@
-//! Many runs, some at a time: which comes next, when it is over, what came of all.
-//!
-//! Invariant: which plan a run has depends on its seed only, not on threads or time. Every run that begins ends in a report; none is
-//! repeated because its answer was not liked.
+//! `campaign`: seeds of the simulator first, then runs of processes, as many as there is time for; results add up over calls.
 
-use std::sync::mpsc;
 use std::time::Duration;
 
-use super::carriers::{Carrier, run_safely};
-use crate::plan::{FaultPlan, Row};
-use crate::profile::DrawError;
-use crate::report::{Progress, RunReport};
-use crate::summary::Summary;
+use perennial_actors::clock::Instant;
 
-/// When a campaign begins no further run.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Quota {
-    pub(super) runs: Option<u64>,
-    pub(super) time: Option<Duration>,
-    pub(super) parallel: u64,
-}
+use super::args::{CampaignArgs, Cli};
+use super::carriers::Carriers;
+use super::pool::{self, Event, Quota};
+use super::progress::Display;
+use super::render::render;
+use super::simulate::{self, How};
+use super::{CommandError, command_line, plans};
+use crate::coverage::Demand;
+use crate::job::Jobs;
+use crate::plan::{Carrier, FaultPlan, StoreShape};
+use crate::profile::Profile;
+use crate::report::Outcome;
+use crate::results::Results;
+use crate::seed::fresh;
 
-impl Quota {
-    fn allows(&self, begun: u64, elapsed: Duration) -> bool {
-        self.runs.is_none_or(|runs| begun < runs) && self.time.is_none_or(|time| elapsed < time)
+/// Runs of a campaign that was told nothing.
+const RUNS: u64 = 20;
+/// Simulated ones.
+const SIMULATED: u64 = 40;
+/// Plans of a campaign that are looked at for what they need.
+const LOOK_AHEAD: u64 = 200;
+
+pub(super) fn campaign(cli: &Cli, args: &CampaignArgs, jobs: &Jobs) -> Result<u8, CommandError> {
+    let quota = Quota {
+        runs: args.runs.or(args.minutes.is_none().then_some(RUNS)),
+        time: args
+            .minutes
+            .map(|minutes| Duration::try_from_secs_f64(minutes * 60.0))
+            .transpose()
+            .map_err(|e| CommandError::Usage(format!("--minutes: {e}")))?,
+        parallel: args.parallel,
+    };
+    let mut results = Results::open(&cli.dir)?;
+    if !args.resume && !results.reports.is_empty() {
+        return Err(CommandError::Usage(format!(
+            "{} holds the results of {} runs: add to them with --resume, or choose another --dir",
+            cli.dir.display(),
+            results.reports.len()
+        )));
     }
-}
-
-/// What a campaign tells while it goes on.
-#[derive(Debug)]
-pub(super) enum Event {
-    Began(Box<FaultPlan>),
-    Progress(u64, Progress),
-    Ended(Box<RunReport>),
-}
-
-/// Runs plans from a seed on. `elapsed` is the time since the campaign began; `tell` keeps the reports, and its error ends the campaign.
-pub(super) fn run(
-    carrier: &dyn Carrier,
-    plans: &dyn Fn(u64) -> Result<FaultPlan, DrawError>,
-    first_seed: u64,
-    quota: Quota,
-    elapsed: &dyn Fn() -> Duration,
-    tell: &mut dyn FnMut(Event) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let (events, inbox) = mpsc::channel::<Event>();
-    std::thread::scope(|scope| {
-        let (mut begun, mut active) = (0, 0);
-        let mut failed = Ok(());
-        loop {
-            while failed.is_ok() && active < quota.parallel && quota.allows(begun, elapsed()) {
-                let plan = plans(first_seed.wrapping_add(begun))?;
-                begun += 1;
-                active += 1;
-                failed = tell(Event::Began(Box::new(plan.clone())));
-                let events = events.clone();
-                scope.spawn(move || {
-                    let seed = plan.seed;
-                    // The other end lives until all threads are gone.
-                    let mut progress = |progress| _ = events.send(Event::Progress(seed, progress));
-                    let report = run_safely(carrier, &plan, &mut progress);
-                    _ = events.send(Event::Ended(Box::new(report)));
-                });
-            }
-            if active == 0 {
-                return failed;
-            }
-            let Ok(event) = inbox.recv() else {
-                return failed;
-            };
-            if matches!(event, Event::Ended(_)) {
-                active -= 1;
-            }
-            // After an error the runs that go on are waited for: their nodes must not be left behind.
-            if failed.is_ok() {
-                failed = tell(event);
+    let first = args
+        .seed
+        .or(results.next_seed(Carrier::Process))
+        .unwrap_or_else(fresh);
+    let profile_of = |seed| args.profile.unwrap_or_else(|| Profile::of_campaign(seed));
+    // Says what is wrong, if anything is, in words.
+    plans::draw(&args.draw, &args.nodes, jobs, profile_of(first), first)?;
+    let draw = |seed| plans::try_draw(&args.draw, &args.nodes, jobs, profile_of(seed), seed);
+    let ahead: Vec<FaultPlan> = (0..quota.runs.unwrap_or(LOOK_AHEAD).min(LOOK_AHEAD))
+        .map(|n| draw(first.wrapping_add(n)))
+        .collect::<Result<_, _>>()
+        .map_err(|e| CommandError::Usage(e.to_string()))?;
+    let needs_server = ahead.iter().find(|p| p.cluster.store == StoreShape::S3);
+    let repeat = command_line(needs_server, &again(cli, args, first));
+    cli.say(&format!("repeat: {repeat}"));
+    if let Some(plan) = needs_server {
+        plans::check_store(plan)?;
+    }
+    let carriers = Carriers::new(jobs, &args.nodes, &cli.dir, Carrier::Process)?;
+    let began = Instant::now();
+    simulated(cli, args, first, &mut results)?;
+    let mut display = Display::new(quota.runs, cli.json);
+    let elapsed = || began.elapsed();
+    pool::run(&carriers, &draw, first, quota, &elapsed, &mut |event| {
+        match event {
+            Event::Began(plan) => display.began(&plan),
+            Event::Progress(seed, progress) => display.progress(seed, &progress),
+            Event::Ended(report) => {
+                if report.outcome != Outcome::Pass {
+                    plans::keep(&plans::file(&cli.dir, &report.plan), &report.plan)?;
+                }
+                display.ended(&report, quota.runs, elapsed(), quota.time);
+                results.append(*report)?;
             }
         }
+        Ok(())
+    })?;
+    display.finish();
+    let demand = if args.require_coverage {
+        Demand::Always
+    } else {
+        Demand::Enough
+    };
+    render(cli, &results.reports, &args.draw.only, demand)
+}
+
+/// Seeds of the simulator, which come by every fault point within a minute.
+fn simulated(
+    cli: &Cli,
+    args: &CampaignArgs,
+    first: u64,
+    results: &mut Results,
+) -> Result<(), CommandError> {
+    let default = if args.draw.only.is_empty() {
+        SIMULATED
+    } else {
+        0
+    };
+    let count = args.simulated.unwrap_or(default);
+    let from = args
+        .seed
+        .or(results.next_seed(Carrier::Simulator))
+        .unwrap_or(first);
+    let how = How {
+        jobs: args.parallel,
+        twice: 0,
+        sabotage: args.nodes.sabotage.sabotage.clone(),
+    };
+    let seeds = from..from.saturating_add(count);
+    simulate::batch(cli, seeds, &how, &mut |simulated| {
+        results.append(simulated.report)
     })
 }
 
-/// How a campaign ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Passed,
-    Broken,
-    Uncovered,
-    Inconclusive,
-}
-
-/// Rows that were to be covered and are not: the named ones, and those that plans held.
-pub(super) fn missed(summary: &Summary, due: &[Row]) -> Vec<Row> {
-    let mut missed = summary.missed();
-    missed.extend(due.iter().filter(|row| summary.row(**row).struck == 0));
-    missed.sort_unstable();
-    missed.dedup();
-    missed
-}
-
-/// Inconclusive is no verdict on the engine; a campaign of which more than one run in five is proves too little.
-pub(super) fn verdict(summary: &Summary, missed: &[Row]) -> Verdict {
-    if summary.failed > 0 {
-        Verdict::Broken
-    } else if summary.passed == 0 || summary.inconclusive * 5 > summary.runs {
-        Verdict::Inconclusive
-    } else if !missed.is_empty() {
-        Verdict::Uncovered
-    } else {
-        Verdict::Passed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::Mutex;
-
-    use anyhow::bail;
-
-    use super::*;
-    use crate::profile::Profile;
-    use crate::report::Outcome;
-    use crate::summary::tests::report;
-
-    /// Passes, fails, refuses or panics by seed, and counts how many run at once.
-    struct Fake {
-        at_once: Mutex<(u64, u64)>,
-    }
-
-    impl Carrier for Fake {
-        fn run(
-            &self,
-            plan: &FaultPlan,
-            progress: &mut dyn FnMut(Progress),
-        ) -> anyhow::Result<RunReport> {
-            {
-                let mut at_once = self.at_once.lock().unwrap();
-                at_once.0 += 1;
-                at_once.1 = at_once.1.max(at_once.0);
-            }
-            progress(Progress::Phase("fire".to_owned()));
-            std::thread::yield_now();
-            self.at_once.lock().unwrap().0 -= 1;
-            match plan.seed % 10 {
-                3 => bail!("no such job"),
-                5 => panic!("out of ports"),
-                7 => Ok(report(Profile::Mixed, plan.seed, Outcome::Fail)),
-                _ => Ok(report(Profile::Mixed, plan.seed, Outcome::Pass)),
-            }
+/// The options of a call that does the same again, into another directory: here its results are already.
+fn again(cli: &Cli, args: &CampaignArgs, first: u64) -> Vec<String> {
+    let mut repeat = vec!["campaign".to_owned()];
+    let mut option = |name: &str, value: String| repeat.extend([format!("--{name}"), value]);
+    option("seed", first.to_string());
+    for (name, value) in [
+        ("runs", args.runs.map(|n| n.to_string())),
+        ("minutes", args.minutes.map(|n| n.to_string())),
+        ("profile", args.profile.map(|p| p.to_string())),
+        ("simulated", args.simulated.map(|n| n.to_string())),
+    ] {
+        if let Some(value) = value {
+            option(name, value);
         }
     }
-
-    fn plan(seed: u64) -> Result<FaultPlan, DrawError> {
-        Ok(report(Profile::Mixed, seed, Outcome::Pass).plan)
+    plans::drawn(&args.draw, &mut option);
+    plans::on(&args.nodes, &mut option);
+    option("parallel", args.parallel.to_string());
+    option("dir", format!("{}-again", cli.dir.display()));
+    if args.require_coverage {
+        repeat.push("--require-coverage".to_owned());
     }
-
-    fn campaign(quota: Quota, elapsed: &dyn Fn() -> Duration) -> (Vec<RunReport>, u64) {
-        let fake = Fake {
-            at_once: Mutex::default(),
-        };
-        let mut reports = Vec::new();
-        run(&fake, &plan, 100, quota, elapsed, &mut |event| {
-            if let Event::Ended(report) = event {
-                reports.push(*report);
-            }
-            Ok(())
-        })
-        .unwrap();
-        let most = fake.at_once.lock().unwrap().1;
-        (reports, most)
-    }
-
-    /// Twenty seeds, three at a time: each has one report; refusals and panics of the harness are inconclusive, with their reason.
-    #[test]
-    fn every_run_has_one_report_and_trouble_of_the_harness_is_no_failure() {
-        let quota = Quota {
-            runs: Some(20),
-            time: None,
-            parallel: 3,
-        };
-        let (reports, most) = campaign(quota, &|| Duration::ZERO);
-        let seeds: BTreeSet<u64> = reports.iter().map(|r| r.plan.seed).collect();
-        assert_eq!((reports.len(), seeds), (20, (100..120).collect()));
-        assert!(most <= 3);
-        for report in &reports {
-            match (report.plan.seed % 10, &report.outcome) {
-                (3, Outcome::Inconclusive(why)) => assert!(why.contains("no such job"), "{why}"),
-                (5, Outcome::Inconclusive(why)) => assert!(why.contains("out of ports"), "{why}"),
-                (7, Outcome::Fail) => {}
-                (3 | 5 | 7, other) => panic!("{other:?}"),
-                (_, outcome) => assert_eq!(*outcome, Outcome::Pass),
-            }
-        }
-        let summary = Summary::of(&reports);
-        assert_eq!(
-            (summary.passed, summary.failed, summary.inconclusive),
-            (14, 2, 4)
-        );
-        assert_eq!(verdict(&summary, &[]), Verdict::Broken);
-    }
-
-    /// The clock is looked at before each run: none begins when the time is over, those that run are waited for.
-    #[test]
-    fn no_run_begins_after_the_time_is_over() {
-        let looks = std::cell::Cell::new(0);
-        let elapsed = || {
-            looks.set(looks.get() + 1);
-            Duration::from_secs(looks.get())
-        };
-        let quota = Quota {
-            runs: None,
-            time: Some(Duration::from_secs(6)),
-            parallel: 2,
-        };
-        let (reports, _) = campaign(quota, &elapsed);
-        assert_eq!(reports.len(), 5);
-    }
-
-    /// What cannot be written down ends the campaign.
-    #[test]
-    fn a_report_that_cannot_be_kept_ends_the_campaign() {
-        let fake = Fake {
-            at_once: Mutex::default(),
-        };
-        let quota = Quota {
-            runs: Some(50),
-            time: None,
-            parallel: 2,
-        };
-        let mut ended = 0;
-        let result = run(&fake, &plan, 0, quota, &|| Duration::ZERO, &mut |event| {
-            if let Event::Ended(_) = event {
-                ended += 1;
-                bail!("disk full");
-            }
-            Ok(())
-        });
-        assert_eq!(result.unwrap_err().to_string(), "disk full");
-        assert_eq!(ended, 1);
-    }
-
-    /// Named rows and planned rows must have been struck; doubts above one in five are no pass.
-    #[test]
-    fn a_campaign_that_was_to_cover_a_row_and_did_not_fails() {
-        let pass = |seed| report(Profile::Process, seed, Outcome::Pass);
-        let summary = Summary::of([&pass(1), &pass(2)]);
-        assert_eq!(missed(&summary, &[]), []);
-        assert_eq!(missed(&summary, &[Row::N2]), [Row::N2]);
-        assert_eq!(verdict(&summary, &[]), Verdict::Passed);
-        assert_eq!(verdict(&summary, &[Row::N2]), Verdict::Uncovered);
-        let mut doubt = pass(3);
-        doubt.outcome = Outcome::Inconclusive("out of memory".to_owned());
-        let summary = Summary::of([&pass(1), &pass(2), &doubt]);
-        assert_eq!(verdict(&summary, &[]), Verdict::Inconclusive);
-        assert_eq!(verdict(&Summary::of([]), &[]), Verdict::Inconclusive);
-    }
+    repeat
 }

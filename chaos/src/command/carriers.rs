@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use perennial_actors::fault::Sabotage;
 
 use super::CommandError;
 use super::args::NodeArgs;
@@ -11,6 +12,7 @@ use crate::job::{JobUnderTest, Jobs};
 use crate::plan::{self, FaultPlan};
 use crate::process;
 use crate::report::{Outcome, Progress, RunReport};
+use crate::simulator;
 
 /// Runs plans.
 pub(super) trait Carrier: Sync {
@@ -22,35 +24,44 @@ pub(super) trait Carrier: Sync {
     ) -> anyhow::Result<RunReport>;
 }
 
-/// Runs a plan in a thread of its own and always has a report: what the harness does wrong, panics included, is inconclusive.
-pub(super) fn run_safely(
-    carrier: &dyn Carrier,
-    plan: &FaultPlan,
-    progress: &mut (dyn FnMut(Progress) + Send),
-) -> RunReport {
+/// Does something in a thread of its own; what goes wrong in it, panics included, comes back as words.
+pub(super) fn safely<T: Send>(
+    name: String,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> Result<T, String> {
     let result = std::thread::scope(|scope| {
-        std::thread::Builder::new()
-            .name(format!("run-{}", plan.seed))
-            .spawn_scoped(scope, || carrier.run(plan, progress))
+        let thread = std::thread::Builder::new().name(name);
+        let thread = thread.spawn_scoped(scope, work);
+        thread
             .context("cannot start a thread")
             .map(|thread| thread.join())
     });
     match result {
-        Ok(Ok(Ok(report))) => report,
-        Ok(Ok(Err(error))) => inconclusive(plan, format!("the plan cannot be run: {error:#}")),
+        Ok(Ok(Ok(done))) => Ok(done),
+        Ok(Ok(Err(error))) => Err(format!("the plan cannot be run: {error:#}")),
         Ok(Err(panic)) => {
             let text = panic
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied());
             let text = text.unwrap_or("without a message");
-            inconclusive(plan, format!("the harness panicked: {text}"))
+            Err(format!("the harness panicked: {text}"))
         }
-        Err(error) => inconclusive(plan, format!("{error:#}")),
+        Err(error) => Err(format!("{error:#}")),
     }
 }
 
-fn inconclusive(plan: &FaultPlan, reason: String) -> RunReport {
+/// Runs a plan and always has a report: what the harness does wrong is inconclusive.
+pub(super) fn run_safely(
+    carrier: &dyn Carrier,
+    plan: &FaultPlan,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> RunReport {
+    let run = || carrier.run(plan, progress);
+    safely(format!("run-{}", plan.seed), run).unwrap_or_else(|why| inconclusive(plan, why))
+}
+
+pub(super) fn inconclusive(plan: &FaultPlan, reason: String) -> RunReport {
     RunReport {
         plan: plan.clone(),
         outcome: Outcome::Inconclusive(reason),
@@ -69,32 +80,41 @@ pub(super) struct Carriers<'a> {
     jobs: &'a Jobs,
     /// Whatever the plan says.
     job: Option<String>,
-    binary: PathBuf,
+    /// Of the nodes; `None`: no plan needs it.
+    binary: Option<PathBuf>,
+    sabotage: Vec<Sabotage>,
     keep: PathBuf,
 }
 
 impl<'a> Carriers<'a> {
-    /// With the program that plays the nodes of runs of processes.
+    /// For plans of one kind; those of processes need the program that plays the nodes.
     pub(super) fn new(
         jobs: &'a Jobs,
         nodes: &NodeArgs,
         directory: &Path,
+        kind: plan::Carrier,
     ) -> Result<Self, CommandError> {
-        let binary = match &nodes.binary {
-            Some(binary) if binary.is_file() => std::path::absolute(binary),
-            Some(binary) => {
+        let binary = match (kind, &nodes.binary) {
+            (plan::Carrier::Simulator, _) => None,
+            (plan::Carrier::Process, Some(binary)) if binary.is_file() => {
+                let binary = std::path::absolute(binary);
+                Some(binary.context("where the program is")?)
+            }
+            (plan::Carrier::Process, Some(binary)) => {
                 return Err(CommandError::Usage(format!(
                     "there is no program {}",
                     binary.display()
                 )));
             }
-            None => Ok(beside(jobs.binary())?),
+            (plan::Carrier::Process, None) => Some(beside(jobs.binary())?),
         };
         Ok(Self {
             jobs,
             job: nodes.job.clone(),
-            binary: binary.context("where the program is")?,
-            keep: directory.join("failed"),
+            binary,
+            sabotage: nodes.sabotage.sabotage.clone(),
+            keep: std::path::absolute(directory.join("failed"))
+                .context("where failing runs are kept")?,
         })
     }
 
@@ -113,12 +133,23 @@ impl Carrier for Carriers<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> anyhow::Result<RunReport> {
         match plan.carrier {
-            plan::Carrier::Simulator => anyhow::bail!("not merged yet"),
+            plan::Carrier::Simulator => {
+                let options = simulator::Options {
+                    inside: simulator::Inside {
+                        sabotage: self.sabotage.clone(),
+                        ..simulator::Inside::default()
+                    },
+                    ..simulator::Options::default()
+                };
+                simulator::run(plan, &options, progress)
+            }
             plan::Carrier::Process => {
+                let binary = self.binary.as_ref().context("no program plays the nodes")?;
                 let options = process::carrier::Options {
                     job: Some(self.job(plan)?),
                     keep: Some(self.keep.clone()),
-                    ..process::carrier::Options::new(&self.binary)
+                    sabotage: self.sabotage.clone(),
+                    ..process::carrier::Options::new(binary)
                 };
                 process::carrier::run(plan, &options, progress)
             }

@@ -60,12 +60,15 @@ fn refused(error: RpcError) -> CommandError {
 fn settings(args: &InjectArgs) -> Result<Settings, CommandError> {
     let usage = |e: &dyn std::fmt::Display| CommandError::Usage(e.to_string());
     let file = args.config.as_ref().map(|path| ConfigFile::read(path));
-    let sources = Sources {
+    let mut sources = Sources {
         profile: None,
         file: file.transpose().map_err(|e| usage(&e))?,
         environment: Environment::from_process(),
         overrides: Vec::new(),
     };
+    for definition in &args.define {
+        sources.set(definition).map_err(|e| usage(&e))?;
+    }
     Ok(Settings::load(&sources).map_err(|e| usage(&e))?.settings)
 }
 

@@ -1,7 +1,8 @@
 //! The `perennial-chaos` command: draws plans, runs them, adds them up, shrinks them, shows what came of them.
 //!
 //! Invariant: the first line of every run is the command that repeats it. Exit codes: 0 all is well; 1 an invariant is broken or the command
-//! failed; 2 wrong usage; 3 the cluster cannot be reached; 7 inconclusive; 8 a campaign has not covered what it was to cover. Those below 7
+//! failed; 2 wrong usage; 3 the cluster cannot be reached; 7 inconclusive; 8 a campaign has not come to
+//! everything that it was to come to. Those below 7
 //! mean what they mean for `perennial`.
 
 mod args;
@@ -9,12 +10,14 @@ mod campaign;
 mod carriers;
 mod inject;
 mod output;
+mod plans;
+mod pool;
 mod progress;
 mod render;
 mod runs;
+mod shrinking;
 mod simulate;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -84,10 +87,10 @@ pub fn main(jobs: Jobs) -> ExitCode {
 fn execute(cli: &Cli, jobs: &Jobs) -> Result<u8, CommandError> {
     match &cli.command {
         Command::Run(args) => runs::run(cli, args, jobs),
-        Command::Campaign(args) => runs::campaign(cli, args, jobs),
+        Command::Campaign(args) => campaign::campaign(cli, args, jobs),
         Command::Simulate(args) => simulate::simulate(cli, args),
         Command::Replay(args) => runs::replay(cli, args, jobs),
-        Command::Shrink(args) => runs::shrink(cli, args, jobs),
+        Command::Shrink(args) => shrinking::shrink(cli, args, jobs),
         Command::List(args) => list(cli, args),
         Command::Inject(args) => inject::inject(cli, args),
         Command::Report => render::again(cli),
@@ -136,11 +139,4 @@ fn command_line(plan: Option<&FaultPlan>, arguments: &[String]) -> String {
         }
     }
     line
-}
-
-/// Where a plan's file goes in a directory of results.
-fn plan_file(directory: &Path, plan: &FaultPlan) -> PathBuf {
-    directory
-        .join("failed")
-        .join(format!("{}-{}.json", plan.profile, plan.seed))
 }

@@ -12,6 +12,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::catalogue::{self, Entry};
+use crate::coverage::Coverage;
 use crate::html::number;
 use crate::plan::{Carrier, FaultPlan, Row};
 use crate::report::{Outcome, Progress, RunReport};
@@ -147,7 +148,21 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// A campaign in a screenful.
-pub(super) fn summary(summary: &Summary, missed: &[Row]) -> String {
+pub(super) fn summary(summary: &Summary, coverage: &Coverage) -> String {
+    let mut text = figures(summary);
+    if let Some(sentence) = coverage.sentence() {
+        let word = if coverage.fails() {
+            "NOT COVERED"
+        } else {
+            "not covered yet"
+        };
+        _ = writeln!(text, "{word}: {sentence}");
+    }
+    text
+}
+
+/// Runs, faults, recoveries, checks, and what was not well.
+pub(super) fn figures(summary: &Summary) -> String {
     let mut text = format!(
         "{} runs: {} passed, {} failed, {} inconclusive; {} faults, {} recoveries, {} checks\n",
         number(summary.runs),
@@ -243,9 +258,6 @@ pub(super) fn summary(summary: &Summary, missed: &[Row]) -> String {
             broken.join(" ")
         );
     }
-    if !missed.is_empty() {
-        _ = writeln!(text, "NOT COVERED: {}", rows(missed));
-    }
     text
 }
 
@@ -283,7 +295,17 @@ pub(super) fn catalogue() -> String {
             shown_by(entry),
         ]);
     }
-    lines.trim_fmt()
+    let mut text = lines.trim_fmt();
+    text.push_str("\n\nNot struck by plans, and why:");
+    let unstruck = |entry: &&Entry| entry.carriers.is_empty() || entry.later.is_some();
+    for entry in catalogue::ALL.iter().filter(unstruck) {
+        let tests =
+            (!entry.tests.is_empty()).then(|| format!("shown by {}", entry.tests.join(", ")));
+        let later = entry.later.map(|why| format!("later: {why}"));
+        let reasons: Vec<String> = tests.into_iter().chain(later).collect();
+        _ = write!(text, "\n {:<4} {}", entry.row, reasons.join("; "));
+    }
+    text
 }
 
 fn shown_by(entry: &Entry) -> String {

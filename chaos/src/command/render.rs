@@ -6,9 +6,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::args::Cli;
-use super::{
-    BROKEN, CommandError, INCONCLUSIVE, UNCOVERED, campaign, command_line, output, plan_file,
-};
+use super::{BROKEN, CommandError, INCONCLUSIVE, UNCOVERED, command_line, output, plans};
+use crate::coverage::{Coverage, Demand, Verdict, verdict};
 use crate::html::{self, Page};
 use crate::plan::Row;
 use crate::report::RunReport;
@@ -20,28 +19,32 @@ use crate::summary::{Summary, Trouble};
 struct Json<'a> {
     #[serde(flatten)]
     summary: &'a Summary,
-    /// What was to be covered and was not.
-    missed: &'a [Row],
+    coverage: &'a Coverage,
 }
 
 /// `report`.
 pub(super) fn again(cli: &Cli) -> Result<u8, CommandError> {
     let reports = Results::read(&cli.dir)?;
-    render(cli, &reports, &[])
+    render(cli, &reports, &[], Demand::Never)
 }
 
 /// Writes `report.json` and `report.html` and says the rest; returns the exit code that it amounts to.
-pub(super) fn render(cli: &Cli, reports: &[RunReport], due: &[Row]) -> Result<u8, CommandError> {
+pub(super) fn render(
+    cli: &Cli,
+    reports: &[RunReport],
+    only: &[Row],
+    demand: Demand,
+) -> Result<u8, CommandError> {
     let summary = Summary::of(reports);
-    let missed = campaign::missed(&summary, due);
+    let coverage = Coverage::of(&summary, only, demand);
     let json = Json {
         summary: &summary,
-        missed: &missed,
+        coverage: &coverage,
     };
     let text = serde_json::to_string_pretty(&json).context("the report as JSON")?;
     write(&cli.dir.join("report.json"), &text)?;
     let commands = |trouble: &Trouble| {
-        let file = plan_file(&cli.dir, &trouble.plan).display().to_string();
+        let file = plans::file(&cli.dir, &trouble.plan).display().to_string();
         ["replay", "shrink"]
             .map(|verb| command_line(Some(&trouble.plan), &[verb.to_owned(), file.clone()]))
             .to_vec()
@@ -55,13 +58,13 @@ pub(super) fn render(cli: &Cli, reports: &[RunReport], due: &[Row]) -> Result<u8
             summary: &summary,
             command: &again,
             commands: &commands,
-            missed: &missed,
+            coverage: &coverage,
         }),
     )?;
     if cli.json {
         output::line(&text);
     } else {
-        output::line(&format!("\n{}", output::summary(&summary, &missed)));
+        output::line(&format!("\n{}", output::summary(&summary, &coverage)));
         for failure in &summary.failures {
             for command in commands(failure) {
                 output::line(&format!("  {command}"));
@@ -69,11 +72,11 @@ pub(super) fn render(cli: &Cli, reports: &[RunReport], due: &[Row]) -> Result<u8
         }
         output::line(&format!("report: {}", page.display()));
     }
-    Ok(match campaign::verdict(&summary, &missed) {
-        campaign::Verdict::Passed => 0,
-        campaign::Verdict::Broken => BROKEN,
-        campaign::Verdict::Uncovered => UNCOVERED,
-        campaign::Verdict::Inconclusive => INCONCLUSIVE,
+    Ok(match verdict(&summary, &coverage) {
+        Verdict::Passed => 0,
+        Verdict::Broken => BROKEN,
+        Verdict::Uncovered => UNCOVERED,
+        Verdict::Inconclusive => INCONCLUSIVE,
     })
 }
 
