@@ -15,6 +15,12 @@ use super::cluster::CLUSTER_SECRET;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 impl ProcessCluster {
+    /// The secret of its nodes, for other clients.
+    #[must_use]
+    pub fn secret(&self) -> &'static str {
+        CLUSTER_SECRET
+    }
+
     /// Orders a fault from the JobManager that commands go to; returns who is struck.
     ///
     /// # Errors
