@@ -35,7 +35,9 @@ const ROWS: &[Row] = &[
     Row::A1,
     Row::A2,
     Row::A3,
+    Row::A4,
     Row::A5,
+    Row::A6,
     Row::A8,
     Row::A9,
     Row::A10,
@@ -47,6 +49,7 @@ const ROWS: &[Row] = &[
     Row::N6,
     Row::N7,
     Row::N8,
+    Row::N9,
     Row::N10,
     Row::O1,
     Row::O2,
@@ -62,6 +65,7 @@ const ROWS: &[Row] = &[
     Row::D3,
     Row::T1,
     Row::T3,
+    Row::C1,
     Row::C4,
 ];
 

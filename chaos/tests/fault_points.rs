@@ -15,7 +15,8 @@ use perennial_actors::model::JobState;
 use perennial_chaos::node::sites;
 use perennial_chaos::oracle::committed_lines;
 use perennial_chaos::process::{BINARY, ClusterPlan, ProcessCluster};
-use perennial_chaos::workload::{self, Workload};
+use perennial_chaos::plan::WorkloadPlan;
+use perennial_chaos::workload;
 
 const CHAOS_NODE: &str = env!("CARGO_BIN_EXE_perennial-chaos-node");
 
@@ -64,13 +65,13 @@ fn the_shipped_binary_has_no_fault_points_and_the_chaos_node_has_all() {
 /// A node that ends itself in the worst moment, as P1 and P3 want, one after the other; the output is exact. Every site comes by.
 #[test]
 fn nodes_that_end_at_fault_points_do_not_show_in_the_output_and_every_site_is_hit() {
-    let workload = Workload {
+    let workload = WorkloadPlan {
+        job: workload::PROCESS_NAME.to_owned(),
         seed: 7,
         events: 9000,
-        rate: 150.0,
+        rate: 150,
         keys: 40,
-        process_parallelism: 2,
-        window_parallelism: 2,
+        parallelism: Vec::new(),
     };
     let plan = ClusterPlan::new(CHAOS_NODE)
         .arm("taskmanager-1", "after-upload-before-ack#3=exit")

@@ -46,6 +46,7 @@ struct Job {
 struct Seen {
     epoch: LeaderEpoch,
     is_completed: bool,
+    is_aborted: bool,
     is_retired: bool,
     objects: BTreeSet<String>,
 }
@@ -178,6 +179,10 @@ impl StoreHistory {
                 return;
             }
         };
+        let follows_abort = job
+            .records
+            .get(&number.wrapping_sub(1))
+            .is_some_and(|before| before.is_aborted);
         let objects = job.take(number, &record);
         if let RecordOutcome::Completed(manifest) = &record.outcome {
             if objects.iter().any(|key| job.harmed.contains(key)) {
@@ -187,6 +192,10 @@ impl StoreHistory {
             let read = |key: &str| object(&format!("{id}/{key}"));
             let result = check_snapshot(manifest, &read, oracle)
                 .with_context(|| format!("job {id}: checkpoint {number}"));
+            if follows_abort {
+                let after_abort = result.as_ref().map_err(|e| format!("after an abort: {e:#}"));
+                self.findings.check(Invariant::S7, after_abort.map(|_| ()));
+            }
             self.findings.check(Invariant::S2, result);
         }
     }
@@ -264,14 +273,15 @@ impl Job {
     /// Takes a record as seen: the objects that it refers to.
     fn take(&mut self, number: u64, record: &Record) -> BTreeSet<String> {
         let mut objects = BTreeSet::new();
-        let mut is_completed = false;
+        let (mut is_completed, mut is_aborted) = (false, false);
         match &record.outcome {
             RecordOutcome::Completed(manifest) => {
                 is_completed = true;
                 objects = manifest.objects.iter().map(|o| o.key.clone()).collect();
             }
             RecordOutcome::Terminal { state, .. } => self.end = Some(*state),
-            RecordOutcome::Aborted { .. } | RecordOutcome::Claimed => {}
+            RecordOutcome::Aborted { .. } => is_aborted = true,
+            RecordOutcome::Claimed => {}
         }
         if let Some(seen) = self.records.get_mut(&number) {
             seen.is_retired = true;
@@ -280,6 +290,7 @@ impl Job {
         let seen = Seen {
             epoch: record.epoch,
             is_completed,
+            is_aborted,
             is_retired: false,
             objects: objects.clone(),
         };

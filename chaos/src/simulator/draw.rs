@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perennial_actors::entropy::Entropy;
+use perennial_actors::fault::{ActorKind, FaultSite};
 
 use crate::plan::{
     Carrier, ClusterShape, DataFault, Direction, Fault, FaultPlan, LinkFault, PlannedFault,
@@ -72,6 +73,12 @@ enum Kind {
     IoError,
     SlowDisk,
     Clock,
+    ActorPanic,
+    SlowActor,
+    NoHeartbeats,
+    PointOfTask,
+    PointOfLeader,
+    LateAcknowledgement,
 }
 
 /// With how often each is drawn among the others.
@@ -124,6 +131,52 @@ const KINDS: &[(Kind, u64)] = &[
     (Kind::IoError, 2),
     (Kind::SlowDisk, 2),
     (Kind::Clock, 2),
+    (Kind::ActorPanic, 3),
+    (Kind::SlowActor, 2),
+    (Kind::NoHeartbeats, 2),
+    (Kind::PointOfTask, 6),
+    (Kind::PointOfLeader, 5),
+    (Kind::LateAcknowledgement, 2),
+];
+
+/// Fault points that a TaskManager and its tasks come by.
+const TASK_SITES: &[FaultSite] = &[
+    FaultSite::OnDeploy,
+    FaultSite::BeforeRestore,
+    FaultSite::DuringRestore,
+    FaultSite::OnOpen,
+    FaultSite::OnFirstRecord,
+    FaultSite::OnTimer,
+    FaultSite::DuringAlignment,
+    FaultSite::OnSnapshot,
+    FaultSite::AfterPreCommit,
+    FaultSite::BeforeUpload,
+    FaultSite::AfterUploadBeforeAck,
+    FaultSite::OnNotify,
+    FaultSite::BeforeCommit,
+    FaultSite::OnClose,
+];
+/// Those that a JobManager comes by.
+const LEADER_SITES: &[FaultSite] = &[
+    FaultSite::BeforeEpochClaim,
+    FaultSite::OnRegister,
+    FaultSite::OnFailover,
+    FaultSite::OnRestoreChoice,
+    FaultSite::BeforeDeploy,
+    FaultSite::AfterDeploy,
+    FaultSite::WithCheckpointPending,
+    FaultSite::OnSavepoint,
+    FaultSite::AfterManifestBeforeRecord,
+    FaultSite::AfterRecordBeforeNotify,
+];
+const ACTORS: &[ActorKind] = &[
+    ActorKind::JobManager,
+    ActorKind::JobMaster,
+    ActorKind::CheckpointCoordinator,
+    ActorKind::TaskManagerPeer,
+    ActorKind::TaskManager,
+    ActorKind::JobManagerSession,
+    ActorKind::Subtask,
 ];
 
 struct Dice(Entropy);
@@ -342,6 +395,19 @@ impl Dice {
     }
 
     fn when(&self, kind: Kind, number: u64, at: u64) -> When {
+        let point = |site: FaultSite, most| When::FaultPoint {
+            site: site.to_string(),
+            hit: self.u32(1, most),
+        };
+        match kind {
+            Kind::PointOfTask => return point(self.one_of(TASK_SITES), 9),
+            Kind::PointOfLeader => return point(self.one_of(LEADER_SITES), 4),
+            Kind::LateAcknowledgement => {
+                let sites = [FaultSite::BeforeUpload, FaultSite::AfterUploadBeforeAck];
+                return point(self.one_of(&sites), 9);
+            }
+            _ => {}
+        }
         let at = Duration::from_millis(at);
         if number == 0 {
             return When::After(at);
@@ -611,12 +677,45 @@ impl Dice {
                     down: outage,
                 }),
             ),
+            Kind::ActorPanic => (machine, Fault::ActorPanic(self.one_of(ACTORS))),
+            Kind::SlowActor => (
+                machine,
+                Fault::SlowHandler {
+                    actor: self.one_of(ACTORS),
+                    down: self.millis(100, 6000),
+                },
+            ),
+            Kind::NoHeartbeats => (
+                self.one_of(&[machine, machine, Target::Leader]),
+                Fault::NoHeartbeats { down: outage },
+            ),
+            Kind::PointOfTask => (machine, self.breaks_there(down)),
+            Kind::PointOfLeader => (Target::Leader, self.breaks_there(down)),
+            Kind::LateAcknowledgement => (
+                machine,
+                Fault::SlowHandler {
+                    actor: ActorKind::TaskManager,
+                    down: self.millis(1000, 12_000),
+                },
+            ),
             Kind::Clock => {
                 let hour = 3_600_000;
                 let millis = self.one_of(&[hour, -hour, 24 * hour, -24 * hour]);
                 let node = self.one_of(&[machine, Target::Leader]);
                 (node, Fault::ClockOffset { millis })
             }
+        }
+    }
+
+    /// What happens at a fault point.
+    fn breaks_there(&self, down: Duration) -> Fault {
+        match self.below(3) {
+            0 => Fault::Kill { down },
+            1 => Fault::UserPanic { times: 1 },
+            _ => Fault::UserError {
+                times: 1,
+                is_unrecoverable: false,
+            },
         }
     }
 }

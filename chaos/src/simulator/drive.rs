@@ -19,6 +19,8 @@ const ARMED_MAX: Duration = Duration::from_secs(6);
 const RUNS_AGAIN_MAX: Duration = Duration::from_secs(45);
 /// After healing, the job must end within this time, besides the length of its input.
 const ENDS_MAX: Duration = Duration::from_secs(90);
+/// After that a checkpoint must complete within two intervals, its own timeout and this.
+const CHECKPOINT_SLACK: Duration = Duration::from_secs(2);
 /// No run takes longer, healed or not.
 const RUN_MAX: Duration = Duration::from_secs(900);
 
@@ -34,8 +36,12 @@ pub(super) struct Drive {
     pub(super) healed: Option<Instant>,
     /// From healing to all tasks running.
     pub(super) ran_again: Option<Duration>,
-    /// Whether all tasks ran again in time.
+    /// Tasks did not run again in time.
     pub(super) is_late: bool,
+    /// Completed checkpoints when they ran again.
+    completed: usize,
+    /// The next checkpoint did not complete in time.
+    pub(super) is_checkpoint_late: bool,
     pub(super) accepted: Option<Instant>,
     /// The last moment at which something was struck or undone.
     pub(super) disturbed: Option<Instant>,
@@ -58,6 +64,10 @@ pub(super) async fn drive(
     let began = Instant::now();
     let lanes = u64::from(crate::workload::LANES);
     let input = Duration::from_secs(plan.workload.events / lanes / plan.workload.rate.max(1) + 1);
+    let checkpointing = &cluster.settings.job.checkpointing;
+    let interval = checkpointing.interval.unwrap_or_default();
+    let checkpoint_max =
+        2 * (interval + checkpointing.min_pause) + checkpointing.timeout + CHECKPOINT_SLACK;
     let mut drive = Drive::default();
     let mut next = 0;
     let mut triggers = None;
@@ -120,8 +130,14 @@ pub(super) async fn drive(
         if let Some(healed) = drive.healed {
             if drive.ran_again.is_none() && observer.ask(runs) == Some(true) {
                 drive.ran_again = Some(now - healed);
+                drive.completed = cluster.completed();
             }
             drive.is_late |= drive.ran_again.is_none() && now - healed > RUNS_AGAIN_MAX;
+            if let Some(ran_again) = drive.ran_again {
+                drive.is_checkpoint_late |= now - healed - ran_again > checkpoint_max
+                    && cluster.completed() == drive.completed
+                    && observer.ask(runs) == Some(true);
+            }
             if now - healed > ENDS_MAX + input {
                 return drive;
             }
