@@ -1,34 +1,49 @@
-//! What must hold of a job's recoveries under its restart strategy (invariant S5). Reads what people read: the decision's words.
+//! S5: the recoveries that a job's history shows are those of its restart strategy, by a model of its own. Reads what people read: the
+//! decision's words.
+//!
+//! Invariant: what one leader decided is followed exactly. A leader that took over knows what its predecessor told in time, which may be
+//! less than all; its first decision may therefore go on from any count up to the last one. Counting of each failed task
+//! (`restart-strategy.strict`) is not modelled.
 
 use perennial_actors::model::{JobStatus, RecoveryRecord};
 use perennial_config::{RestartSettings, RestartStrategy};
 
-/// Words show tenths of a second.
-const ROUNDING_SECONDS: f64 = 0.06;
+/// Words show tenths of seconds, times milliseconds.
+const SLACK_MS: f64 = 101.0;
+/// Between the moment of a failure and that of the decision about it, on a busy machine.
+const TIME_SLACK_MS: f64 = 250.0;
 
 /// A decision, read back from its words.
 #[derive(Debug, PartialEq)]
-struct Decision {
-    strategy: String,
-    attempt: u32,
-    limit: Option<u32>,
-    delay_seconds: f64,
+enum Decision {
+    /// `attempt K[ of N], in D s`.
+    Restart {
+        attempt: u64,
+        limit: Option<u64>,
+        delay_ms: f64,
+    },
+    /// No more restarts.
+    Refused,
 }
 
-/// "fixed-delay: attempt 2 of 100, in 0.1 s, resets at 14:05".
-fn parse(words: &str) -> Option<Decision> {
-    let (strategy, rest) = words.split_once(": attempt ")?;
-    let (attempt, rest) = rest.split_once(", in ")?;
+/// "fixed-delay: attempt 2 of 100, in 0.1 s, resets at 14:05": the strategy and what it said. `None`: no strategy spoke.
+fn parse(words: &str) -> Option<(&str, Decision)> {
+    let (name, words) = words.split_once(": ")?;
+    if words.contains("no restart") || words.contains("never restarts") {
+        return Some((name, Decision::Refused));
+    }
+    let (attempt, rest) = words.strip_prefix("attempt ")?.split_once(", in ")?;
     let (attempt, limit) = match attempt.split_once(" of ") {
         Some((attempt, limit)) => (attempt, Some(limit.parse().ok()?)),
         None => (attempt, None),
     };
-    Some(Decision {
-        strategy: strategy.to_owned(),
+    let delay: f64 = rest.split_once(" s")?.0.parse().ok()?;
+    let decision = Decision::Restart {
         attempt: attempt.parse().ok()?,
         limit,
-        delay_seconds: rest.split(" s").next()?.parse().ok()?,
-    })
+        delay_ms: delay * 1000.0,
+    };
+    Some((name, decision))
 }
 
 /// Each incident costs one restart at most.
@@ -44,77 +59,326 @@ pub fn check_count(status: &JobStatus) -> Vec<String> {
     }
 }
 
-/// Recoveries of one job, oldest first: each is one attempt more than the one before under the same leader, within the limit, and waits for as
-/// long as the strategy says. Runs are shorter than any reset. Returns what breaks it.
+/// Recoveries of one job, oldest first: what breaks the law of its strategy.
 #[must_use]
 pub fn check_restarts(settings: &RestartSettings, recoveries: &[RecoveryRecord]) -> Vec<String> {
+    let name = match &settings.strategy {
+        RestartStrategy::None => "none",
+        RestartStrategy::FixedDelay { .. } => "fixed-delay",
+        RestartStrategy::FailureRate { .. } => "failure-rate",
+        RestartStrategy::ExponentialDelay { .. } => "exponential-delay",
+    };
+    let forgotten = recoveries
+        .first()
+        .map_or(0, |r| u64::from(r.number).saturating_sub(1));
+    let mut model = Model {
+        used: (0, forgotten),
+        planned: None,
+        failures: Vec::new(),
+    };
     let mut broken = Vec::new();
-    let mut before: Option<(String, u32)> = None;
+    let mut leader: Option<&str> = None;
     for recovery in recoveries {
-        let Some(decision) = parse(&recovery.decision) else {
+        // What is not recoverable is not asked; a takeover is no failure.
+        let Some((strategy, decision)) = parse(&recovery.decision) else {
             continue;
         };
         let what = format!("recovery {} ({})", recovery.number, recovery.decision);
-        let (name, shortest, longest, limit) = match &settings.strategy {
-            RestartStrategy::None => ("none", 0.0, 0.0, Some(0)),
-            RestartStrategy::FixedDelay { attempts, delay } => {
-                let delay = delay.as_secs_f64();
-                ("fixed-delay", 0.0, delay, Some(*attempts))
-            }
-            RestartStrategy::FailureRate { delay, .. } => {
-                ("failure-rate", 0.0, delay.as_secs_f64(), None)
-            }
-            RestartStrategy::ExponentialDelay {
-                max_backoff,
-                attempts_before_reset,
-                ..
-            } => {
-                let longest = max_backoff.as_secs_f64();
-                ("exponential-delay", 0.0, longest, *attempts_before_reset)
-            }
-        };
-        if decision.strategy != name {
+        if strategy != name {
             broken.push(format!("{what}: configured is {name}"));
+            continue;
         }
-        let range = shortest - ROUNDING_SECONDS..=longest + ROUNDING_SECONDS;
-        if !range.contains(&decision.delay_seconds) {
-            broken.push(format!("{what}: a delay outside {range:?} s"));
-        }
-        if limit.is_some_and(|limit| decision.attempt > limit) || decision.limit != limit {
-            broken.push(format!("{what}: configured are {limit:?} attempts"));
-        }
-        // A successor knows what its predecessor told in time, which may be less than all.
         let epoch = recovery
             .attempt
-            .as_ref()
-            .and_then(|a| a.split('.').next())
-            .map(str::to_owned);
-        if let Some(epoch) = epoch {
-            let (least, most) = match &before {
-                Some((last, attempt)) if *last == epoch => (attempt + 1, attempt + 1),
-                Some((_, attempt)) => (1, attempt + 1),
-                None => (1, 1),
-            };
-            if !(least..=most).contains(&decision.attempt) {
-                broken.push(format!("{what}: attempt {most} comes next"));
-            }
-            before = Some((epoch, decision.attempt));
-            let waited = recovery.phases.stop_ms.zip(recovery.phases.delay_ms);
-            if let Some((stop, delay)) = waited
-                && (stop + delay) / 1000.0 + ROUNDING_SECONDS < decision.delay_seconds
-            {
-                broken.push(format!("{what}: it waited {delay} ms after {stop} ms only"));
-            }
+            .as_deref()
+            .and_then(|a| a.split('.').next());
+        if leader != epoch || epoch.is_none() {
+            model.change_leader(leader.is_none() && recovery.number == 1);
+        }
+        leader = epoch;
+        let seen = Seen {
+            at: recovery.detected_ms as f64,
+            // What joins an incident later sees a shorter wait.
+            is_alone: recovery.other_causes.is_empty(),
+            is_strict: settings.is_strict,
+        };
+        if let Err(error) = model.take(&settings.strategy, &seen, &decision) {
+            broken.push(format!("{what}: {error}"));
+        }
+        if let Decision::Restart { delay_ms, .. } = decision
+            && let Some((stop, delay)) = recovery.phases.stop_ms.zip(recovery.phases.delay_ms)
+            && stop + delay + SLACK_MS < delay_ms
+        {
+            broken.push(format!("{what}: it waited {delay} ms after {stop} ms only"));
         }
     }
     broken
 }
 
+/// What a strategy must have in mind.
+struct Model {
+    /// Attempts used up: at least, at most.
+    used: (u64, u64),
+    /// Earliest and latest time of the last planned restart.
+    planned: Option<(f64, f64)>,
+    failures: Vec<f64>,
+}
+
+/// A failure, as the history shows it.
+struct Seen {
+    at: f64,
+    is_alone: bool,
+    is_strict: bool,
+}
+
+impl Model {
+    /// `is_first`: there was none before.
+    fn change_leader(&mut self, is_first: bool) {
+        if !is_first {
+            self.used.0 = 0;
+            self.planned = None;
+        }
+    }
+
+    fn take(
+        &mut self,
+        strategy: &RestartStrategy,
+        seen: &Seen,
+        decision: &Decision,
+    ) -> Result<(), String> {
+        self.failures.push(seen.at);
+        match strategy {
+            RestartStrategy::None => match decision {
+                Decision::Refused => Ok(()),
+                Decision::Restart { .. } => Err("there must be no restart".to_owned()),
+            },
+            RestartStrategy::FixedDelay { attempts, delay } => {
+                let most = u64::from(*attempts);
+                let delay = delay.as_secs_f64() * 1000.0;
+                let (earliest, latest) = (self.used.0 + 1, self.used.1 + 1);
+                match decision {
+                    Decision::Refused if latest <= most => {
+                        Err(format!("only {} of {most} attempts are used", self.used.1))
+                    }
+                    Decision::Refused => Ok(()),
+                    Decision::Restart {
+                        attempt,
+                        limit,
+                        delay_ms,
+                    } => {
+                        self.used = (*attempt, *attempt);
+                        let is_counted = seen.is_strict || (earliest..=latest).contains(attempt);
+                        if !is_counted || *attempt > most || *limit != Some(most) {
+                            return Err(format!("attempt {latest} of {most} comes next"));
+                        }
+                        check_delay(seen, *delay_ms, (delay, delay))
+                    }
+                }
+            }
+            RestartStrategy::FailureRate {
+                max_failures_per_interval: most,
+                interval,
+                delay,
+            } => {
+                let interval = interval.as_secs_f64() * 1000.0;
+                let oldest = self.failures.iter().rev().nth(*most as usize);
+                let span = oldest.map(|oldest| seen.at - oldest);
+                // A new leader may not know of the oldest ones.
+                let is_known = self.used.0 > 0 || self.used.1 == 0;
+                match decision {
+                    Decision::Refused if span.is_none_or(|s| s > interval + TIME_SLACK_MS) => {
+                        Err("failures are rarer than that".to_owned())
+                    }
+                    Decision::Refused => Ok(()),
+                    Decision::Restart {
+                        attempt, delay_ms, ..
+                    } => {
+                        self.used = (*attempt, *attempt);
+                        if is_known && span.is_some_and(|s| s < interval - TIME_SLACK_MS) {
+                            return Err("failures are too frequent for a restart".to_owned());
+                        }
+                        let delay = delay.as_secs_f64() * 1000.0;
+                        check_delay(seen, *delay_ms, (delay, delay))
+                    }
+                }
+            }
+            RestartStrategy::ExponentialDelay {
+                initial_backoff,
+                max_backoff,
+                multiplier,
+                reset_threshold,
+                jitter_factor,
+                attempts_before_reset,
+            } => {
+                let most = attempts_before_reset.map(u64::from);
+                let (attempt, delay_ms) = match decision {
+                    Decision::Refused if most.is_none_or(|most| self.used.1 < most) => {
+                        return Err(format!("it gives up after {} attempts", self.used.1));
+                    }
+                    Decision::Refused => return Ok(()),
+                    Decision::Restart {
+                        attempt, delay_ms, ..
+                    } => (*attempt, *delay_ms),
+                };
+                let reset = reset_threshold.as_secs_f64() * 1000.0;
+                let (is_merged, is_right) = self.next_exponential(seen.at, reset, attempt);
+                let (low, high) = {
+                    let initial = initial_backoff.as_secs_f64() * 1000.0;
+                    let most = max_backoff.as_secs_f64() * 1000.0;
+                    let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
+                    let base = (initial * multiplier.powi(exponent)).min(most);
+                    let clamped = |delay: f64| delay.max(initial).min(most);
+                    (
+                        clamped(base * (1.0 - jitter_factor)),
+                        clamped(base * (1.0 + jitter_factor)),
+                    )
+                };
+                let used = self.used;
+                self.used = (attempt, attempt);
+                if !is_merged {
+                    self.planned = Some((seen.at + low, seen.at + high));
+                }
+                if !is_right || most.is_some_and(|most| attempt > most) {
+                    return Err(format!("{used:?} attempts were used up before"));
+                }
+                let low = if is_merged { 0.0 } else { low };
+                check_delay(seen, delay_ms, (low, high))
+            }
+        }
+    }
+
+    /// Whether a failure now falls into the wait for the last restart, and whether this may be its attempt.
+    fn next_exponential(&self, at: f64, reset: f64, attempt: u64) -> (bool, bool) {
+        let Some((earliest, latest)) = self.planned else {
+            return (false, attempt >= 1 && attempt <= self.used.1 + 1);
+        };
+        let can_merge = at <= latest + TIME_SLACK_MS;
+        let can_count = at + TIME_SLACK_MS >= earliest && at <= latest + reset + TIME_SLACK_MS;
+        let can_begin_anew = at + TIME_SLACK_MS >= earliest + reset;
+        let is_merged = can_merge && attempt == self.used.1;
+        let is_right = is_merged
+            || (can_count && attempt == self.used.1 + 1)
+            || (can_begin_anew && attempt == 1);
+        (is_merged, is_right)
+    }
+}
+
+fn check_delay(seen: &Seen, delay_ms: f64, (low, high): (f64, f64)) -> Result<(), String> {
+    let low = if seen.is_alone { low } else { 0.0 };
+    if delay_ms > high + SLACK_MS || delay_ms < low - SLACK_MS {
+        return Err(format!("a delay outside {low} to {high} ms"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use perennial_actors::model::{FailureKind, RecoveryPhases, TaskFailure};
     use std::time::Duration;
+
+    use perennial_actors::model::{FailureKind, RecoveryPhases, TaskFailure};
+
+    use super::*;
+
+    fn record(number: u32, at: u64, decision: &str) -> RecoveryRecord {
+        RecoveryRecord {
+            number,
+            attempt: Some(format!("1.{}", number + 1)),
+            detected_ms: at,
+            cause: TaskFailure::of_job(FailureKind::Internal {
+                message: String::new(),
+            }),
+            other_causes: Vec::new(),
+            decision: decision.to_owned(),
+            checkpoint: None,
+            skipped: Vec::new(),
+            phases: RecoveryPhases::default(),
+            restored: (0, 0),
+        }
+    }
+
+    fn holds(strategy: &RestartStrategy, decisions: &[(u64, &str)]) -> bool {
+        let records: Vec<_> = decisions
+            .iter()
+            .zip(1..)
+            .map(|((at, words), number)| record(number, *at, words))
+            .collect();
+        let settings = RestartSettings {
+            strategy: strategy.clone(),
+            is_strict: false,
+        };
+        check_restarts(&settings, &records).is_empty()
+    }
+
+    /// One strategy after the other: what it says holds, and one wrong number is seen.
+    #[test]
+    fn wrong_counts_and_delays_are_seen() {
+        let second = Duration::from_secs(1);
+        let exponential = RestartStrategy::ExponentialDelay {
+            initial_backoff: second,
+            max_backoff: 8 * second,
+            multiplier: 2.0,
+            reset_threshold: 60 * second,
+            jitter_factor: 0.0,
+            attempts_before_reset: None,
+        };
+        let first = (0, "exponential-delay: attempt 1, in 1.0 s, resets at 14:05");
+        for (decisions, is_right) in [
+            (vec![(5000, "exponential-delay: attempt 2, in 2.0 s")], true),
+            (
+                vec![(5000, "exponential-delay: attempt 3, in 4.0 s")],
+                false,
+            ),
+            (
+                vec![(5000, "exponential-delay: attempt 2, in 3.0 s")],
+                false,
+            ),
+            (
+                vec![(5000, "exponential-delay: attempt 1, in 1.0 s")],
+                false,
+            ),
+            (vec![(500, "exponential-delay: attempt 1, in 0.5 s")], true),
+            (
+                vec![(70_000, "exponential-delay: attempt 1, in 1.0 s")],
+                true,
+            ),
+            (
+                vec![(70_000, "exponential-delay: attempt 2, in 2.0 s")],
+                false,
+            ),
+            (
+                vec![(5000, "exponential-delay: 1 attempts used up: no restart")],
+                false,
+            ),
+        ] {
+            let all: Vec<_> = [first].into_iter().chain(decisions.clone()).collect();
+            assert_eq!(holds(&exponential, &all), is_right, "{decisions:?}");
+        }
+        let fixed = RestartStrategy::FixedDelay {
+            attempts: 1,
+            delay: second,
+        };
+        let first = (0, "fixed-delay: attempt 1 of 1, in 1.0 s, resets at 14:05");
+        let refused = (5000, "fixed-delay: 1 attempts used up: no restart");
+        assert!(holds(&fixed, &[first, refused]));
+        assert!(!holds(&fixed, &[refused]));
+        assert!(!holds(
+            &fixed,
+            &[first, (5000, "fixed-delay: attempt 2 of 1, in 1.0 s")]
+        ));
+        let rate = RestartStrategy::FailureRate {
+            max_failures_per_interval: 1,
+            interval: 10 * second,
+            delay: second,
+        };
+        let first = (0, "failure-rate: attempt 1, in 1.0 s");
+        let refused = "failure-rate: more than 1 failures in 10.0 s: no restart";
+        assert!(holds(&rate, &[first, (5000, refused)]));
+        assert!(!holds(&rate, &[first, (15_000, refused)]));
+        assert!(!holds(
+            &rate,
+            &[first, (5000, "failure-rate: attempt 2, in 1.0 s")]
+        ));
+    }
 
     fn recovery(number: u32, attempt: &str, decision: &str, delay_ms: f64) -> RecoveryRecord {
         RecoveryRecord {
@@ -150,13 +414,15 @@ mod tests {
         let good = [
             first(),
             recovery(2, "1.3", "fixed-delay: attempt 2 of 2, in 1.0 s", 1000.0),
-            recovery(3, "2.1", "fixed-delay: attempt 1 of 2, in 1.0 s", 1000.0),
+            // A new leader that knew, and one that did not.
+            recovery(3, "2.3", "fixed-delay: attempt 2 of 2, in 1.0 s", 1000.0),
+            recovery(4, "3.4", "fixed-delay: attempt 1 of 2, in 1.0 s", 1000.0),
         ];
         assert_eq!(check_restarts(&settings, &good), Vec::<String>::new());
         for (bad, word) in [
             (
                 recovery(2, "1.3", "fixed-delay: attempt 1 of 2, in 1.0 s", 1000.0),
-                "attempt 2 comes next",
+                "attempt 2 of 2 comes next",
             ),
             (
                 recovery(2, "1.3", "fixed-delay: attempt 2 of 2, in 3.0 s", 3000.0),
@@ -168,7 +434,7 @@ mod tests {
             ),
             (
                 recovery(2, "1.3", "fixed-delay: attempt 2 of 9, in 1.0 s", 1000.0),
-                "configured are",
+                "attempt 2 of 2 comes next",
             ),
             (
                 recovery(2, "1.3", "failure-rate: attempt 2 of 2, in 1.0 s", 1000.0),
