@@ -18,6 +18,25 @@ pub enum Exit {
     Failed(FailureKind),
 }
 
+impl Exit {
+    /// Says what kind of actor it was: the one that ended has no name of its own.
+    #[must_use]
+    pub fn named(self, kind: &str) -> Self {
+        match self {
+            Self::Failed(FailureKind::Actor { actor, message }) if actor == UNNAMED => {
+                Self::Failed(FailureKind::Actor {
+                    actor: kind.to_owned(),
+                    message,
+                })
+            }
+            other => other,
+        }
+    }
+}
+
+/// Whoever has no name.
+const UNNAMED: &str = "unnamed";
+
 /// The children whose end was asked for. Each entry is taken out by that end, so the set is bounded by the number of children.
 #[derive(Debug, Default)]
 pub struct ExpectedExits(BTreeSet<ActorId>);
@@ -77,9 +96,9 @@ fn cause_of(cell: &ActorCell, error: &ractor::ActorProcessingErr) -> FailureKind
     }
 }
 
-/// Names are for people: without one, "unnamed" says more than a number that differs from run to run.
+/// Names are for people: without one, the supervisor says what it was ([`Exit::named`]); a number would differ from run to run.
 fn name_of(cell: &ActorCell) -> String {
-    cell.get_name().unwrap_or_else(|| "unnamed".to_owned())
+    cell.get_name().unwrap_or_else(|| UNNAMED.to_owned())
 }
 
 #[cfg(test)]
@@ -176,6 +195,15 @@ mod tests {
             }),
             "a typed cause passes unchanged"
         );
+
+        let nameless = Exit::Failed(FailureKind::Actor {
+            actor: UNNAMED.to_owned(),
+            message: String::new(),
+        });
+        let Exit::Failed(kind) = nameless.named("Subtask") else {
+            panic!("still failed");
+        };
+        assert_eq!(kind.to_string(), "actor Subtask ended: ");
 
         let (killed, _) = child().await.unwrap();
         killed.kill();

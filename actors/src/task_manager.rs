@@ -273,10 +273,11 @@ impl Actor for TaskManagerActor {
         };
         if id == state.session.get_id() {
             // Without it there is no way to know what the JobManager was told: a new process begins clean.
+            let exit = exit.named("JobManagerSession");
             let message = format!("the session with the JobManager broke: {exit:?}");
             state.finish(&myself, TaskManagerEnd::Broken { message });
         } else if let Some(attempt) = state.guardians.remove(&id) {
-            state.guardian_ended(&myself, attempt, typed, exit);
+            state.guardian_ended(&myself, attempt, typed, exit.named("Subtask"));
         }
         Ok(())
     }

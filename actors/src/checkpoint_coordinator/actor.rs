@@ -1,7 +1,10 @@
 //! The shell: mailbox, timers, spawned store work. What is decided lies in `state.rs`.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -96,8 +99,8 @@ pub(super) enum Message {
     Ended,
     Notice(String),
     Tick(u64),
-    /// A spawned task ended without its message: it panicked.
-    TaskLost,
+    /// A spawned task ended without its message: what it said when it panicked.
+    TaskLost(String),
 }
 
 impl CheckpointCoordinator {
@@ -136,10 +139,12 @@ impl Actor for Worker {
             fault.strike(ActorKind::CheckpointCoordinator).await;
             return Ok(());
         }
-        if matches!(message, Message::TaskLost) && !state.is_fenced() {
-            return Err(Box::new(FailureKind::Internal {
-                message: "a store task of the checkpoint coordinator ended without an answer"
-                    .into(),
+        if let Message::TaskLost(said) = &message
+            && !state.is_fenced()
+        {
+            return Err(Box::new(FailureKind::Actor {
+                actor: "CheckpointCoordinator".to_owned(),
+                message: format!("one of its tasks at the store panicked: {said}"),
             }));
         }
         state.on(message);
@@ -158,27 +163,19 @@ impl Actor for Worker {
     }
 }
 
-/// Makes sure that a spawned task is answered for, even when it panics.
-pub(super) struct Courier(Option<ActorRef<Message>>);
-
-impl Courier {
-    pub(super) fn new(actor: ActorRef<Message>) -> Self {
-        Self(Some(actor))
-    }
-
-    pub(super) fn deliver(mut self, message: Message) {
-        if let Some(actor) = self.0.take() {
-            // An ended coordinator needs no answer.
-            let _ = actor.cast(message);
-        }
-    }
+/// Does work for the actor in a task of its own, which is answered for even when it panics.
+pub(super) async fn answer(actor: ActorRef<Message>, work: impl Future<Output = Message> + Send) {
+    let message = match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(message) => message,
+        Err(panic) => Message::TaskLost(text_of(&*panic)),
+    };
+    // An ended coordinator needs no answer.
+    let _ = actor.cast(message);
 }
 
-impl Drop for Courier {
-    fn drop(&mut self) {
-        if let Some(actor) = self.0.take() {
-            // Also when the coordinator ended and aborts its tasks: then nobody listens.
-            let _ = actor.cast(Message::TaskLost);
-        }
-    }
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a text")
+        .to_owned()
 }

@@ -30,7 +30,7 @@ use crate::model::{
     VertexId,
 };
 
-use super::actor::{CoordinatorConfig, Courier, Message};
+use super::actor::{CoordinatorConfig, Message, answer};
 use super::{CoordinatorEvent, CoordinatorMessage, RestoreChoice, RestoredSnapshot};
 
 /// Messages that may wait for the claim.
@@ -215,11 +215,7 @@ impl State {
     }
 
     fn spawn(&mut self, work: impl Future<Output = Message> + Send + 'static) {
-        let courier = Courier::new(self.me.clone());
-        self.tasks.spawn(async move {
-            let message = work.await;
-            courier.deliver(message);
-        });
+        self.tasks.spawn(answer(self.me.clone(), work));
     }
 
     fn emit(&self, event: CoordinatorEvent) {
@@ -286,7 +282,7 @@ impl State {
                 }
             }
             Message::Cleaned => {}
-            Message::TaskLost => {} // Aborted because we are fenced; else the shell has ended the actor.
+            Message::TaskLost(_) => {} // Aborted because we are fenced; else the shell has ended the actor.
         }
         self.pump();
     }

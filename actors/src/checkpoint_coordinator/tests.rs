@@ -21,12 +21,15 @@ use crate::entropy::Entropy;
 use crate::fault::FaultPoints;
 use crate::model::message::*;
 use crate::model::*;
+use crate::supervision::{Exit, ExpectedExits, classify};
 
 const A: InstanceId = InstanceId(0xa << 96);
 const B: InstanceId = InstanceId(0xb << 96);
 const DIRECTORY: &str = "memory://checkpoints/job";
 
-struct Root;
+/// Hears how coordinators end.
+#[derive(Default)]
+struct Root(Option<mpsc::UnboundedSender<Exit>>);
 impl Actor for Root {
     type Msg = ();
     type State = ();
@@ -37,9 +40,13 @@ impl Actor for Root {
     async fn handle_supervisor_evt(
         &self,
         _: ActorRef<()>,
-        _: SupervisionEvent,
+        event: SupervisionEvent,
         _: &mut (),
     ) -> Result<(), ActorProcessingErr> {
+        let ended = classify(event, &mut ExpectedExits::default());
+        if let (Some((_, exit)), Some(listener)) = (ended, &self.0) {
+            listener.send(exit)?;
+        }
         Ok(())
     }
 }
@@ -88,6 +95,10 @@ impl World {
     }
 
     async fn lead(&self, epoch: u64) -> Leader {
+        self.lead_under(epoch, Root::default()).await
+    }
+
+    async fn lead_under(&self, epoch: u64, root: Root) -> Leader {
         self.epoch.0.fetch_max(epoch, Ordering::SeqCst);
         let (sender, events) = mpsc::unbounded_channel();
         let config = CoordinatorConfig {
@@ -104,7 +115,7 @@ impl World {
             }),
             faults: self.faults.clone(),
         };
-        let (root, _) = Actor::spawn(None, Root, ()).await.unwrap();
+        let (root, _) = Actor::spawn(None, root, ()).await.unwrap();
         let (handle, _) = CheckpointCoordinator::spawn(config, root.get_cell())
             .await
             .unwrap();
@@ -1189,4 +1200,26 @@ async fn a_leader_that_ignores_the_epoch_is_seen_in_the_order_of_epochs() {
     }
     let epochs = epochs(&world);
     assert!(!epochs.is_sorted(), "{epochs:?}");
+}
+
+/// A4, S6: what panicked at the store is told, not only that something did.
+#[tokio::test(start_paused = true)]
+async fn a_panic_at_the_store_ends_the_coordinator_with_its_words() {
+    let world = World::new();
+    world
+        .store
+        .faults(|op, key| match op == "create" && key.contains("chk-2") {
+            true => panic!("the store's client broke"),
+            false => None,
+        });
+    let (sender, mut exits) = mpsc::unbounded_channel();
+    let mut leader = world.lead_under(1, Root(Some(sender))).await;
+    leader.run();
+    let plans = leader.trigger().await;
+    leader.ack(&world.stores, &plans);
+    let Some(Exit::Failed(FailureKind::Actor { actor, message })) = exits.recv().await else {
+        panic!("it ends with a cause");
+    };
+    assert_eq!(actor, "CheckpointCoordinator");
+    assert!(message.contains("the store's client broke"), "{message}");
 }

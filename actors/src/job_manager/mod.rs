@@ -8,6 +8,7 @@ mod clients;
 mod collaborators;
 mod injection;
 mod manager;
+mod roster;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -204,6 +205,7 @@ impl JobManager {
             options
                 .stores
                 .open(&options.settings.cluster.ha_directory)?,
+            options.epoch,
         );
         let stored = jobs.recover().await?;
         let probe = write_probe(&options).await?;

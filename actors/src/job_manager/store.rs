@@ -1,17 +1,19 @@
 //! The jobs of a cluster in its HA store: `jobs/<job-id>/graph` from the submission on, `jobs/<job-id>/result` from the end on, and
-//! `jobs/<job-id>/history/<epoch>` as each leader last told it.
+//! `jobs/<job-id>/history/<epoch>` as each leader last told it. Which there are, the [`Roster`] says; a listing only adds to it.
 //!
 //! Invariant: a graph is durable before its submission is answered, and goes only after its result is there, so that a job is neither
 //! lost nor run twice. Both are created once and never changed. A leader replaces only its own history, so that a stale one harms nobody's;
 //! a history that is missing or cannot be read costs nothing else. What all this means is the JobManager's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 
+use super::roster::Roster;
 use crate::checkpoint::{Created, Store, StoreError, StoreResult};
 use crate::job_master::history::JobHistory;
 use crate::model::{JobGraph, JobId, JobStatus, LeaderEpoch};
@@ -88,16 +90,19 @@ pub(super) enum StoredJob {
 }
 
 #[derive(Clone)]
-pub(super) struct JobStore(Arc<dyn Store>);
+pub(super) struct JobStore(Arc<dyn Store>, Arc<Mutex<Roster>>);
 
 impl JobStore {
-    pub(super) fn new(store: Arc<dyn Store>) -> Self {
-        Self(store)
+    pub(super) fn new(store: Arc<dyn Store>, epoch: LeaderEpoch) -> Self {
+        let roster = Roster::new(Arc::clone(&store), epoch);
+        Self(store, Arc::new(Mutex::new(roster)))
     }
 
     pub(super) async fn submit(&self, record: &JobRecord) -> StoreResult<Submission> {
+        // Order matters: who comes next looks for the graphs of those that are enrolled.
+        self.1.lock().await.enroll(record.graph.job).await?;
         let key = graph_key(record.graph.job);
-        match self.create(&key, encode(record)).await? {
+        match create(&*self.0, &key, encode(record)).await? {
             Created::New => Ok(Submission::New),
             Created::Exists => {
                 let stored: Result<JobRecord, _> = decode(&self.0.get(&key, None).await?);
@@ -115,7 +120,7 @@ impl JobStore {
             version: VERSION,
             status: status.clone(),
         };
-        self.create(&result_key(status.summary.job), encode(&result))
+        create(&*self.0, &result_key(status.summary.job), encode(&result))
             .await
             .map(|_| ())
     }
@@ -170,62 +175,76 @@ impl JobStore {
         Past { history, epochs }
     }
 
-    /// All jobs. A store that cannot be read is an error; a job that cannot be decoded is not.
+    /// All jobs; from now on this leader enrolls new ones. A store that cannot be read is an error; a job that cannot be decoded is not.
     pub(super) async fn recover(&self) -> StoreResult<BTreeMap<JobId, StoredJob>> {
-        let mut keys: BTreeMap<JobId, (bool, bool, Vec<LeaderEpoch>)> = BTreeMap::new();
+        let mut listed: BTreeMap<JobId, Vec<LeaderEpoch>> = BTreeMap::new();
         for object in self.0.list("jobs/").await? {
             let mut parts = object.key.split('/').skip(1);
             let (Some(Ok(job)), Some(kind)) = (parts.next().map(str::parse), parts.next()) else {
                 continue;
             };
-            let entry = keys.entry(job).or_default();
-            match kind {
-                "graph" => entry.0 = true,
-                "result" => entry.1 = true,
-                "history" => entry.2.extend(
-                    parts
-                        .next()
-                        .and_then(|epoch| epoch.parse().ok())
-                        .map(LeaderEpoch),
-                ),
-                _ => {}
+            let epochs = listed.entry(job).or_default();
+            if kind == "history" {
+                let epoch = parts.next().and_then(|epoch| epoch.parse().ok());
+                epochs.extend(epoch.map(LeaderEpoch));
             }
         }
+        let mut roster = self.1.lock().await;
+        roster.read().await?;
+        let mut unread: BTreeSet<JobId> = listed.keys().chain(roster.jobs()).copied().collect();
         let mut jobs = BTreeMap::new();
-        for (job, (has_graph, has_result, epochs)) in keys {
-            let stored = if has_result {
-                match decode::<JobResult>(&self.0.get(&result_key(job), None).await?) {
-                    Ok(result) => StoredJob::Ended(Box::new(result.status)),
-                    Err(why) => StoredJob::Unreadable(why),
-                }
-            } else if has_graph {
-                match decode::<JobRecord>(&self.0.get(&graph_key(job), None).await?) {
-                    Ok(record) if record.graph.job != job => {
-                        StoredJob::Unreadable(format!("it holds job {}", record.graph.job))
-                    }
-                    Ok(record) => match record.graph.validate() {
-                        Ok(()) => StoredJob::Open(Box::new(record), self.past(job, epochs).await),
-                        Err(error) => StoredJob::Unreadable(error.to_string()),
-                    },
-                    Err(why) => StoredJob::Unreadable(why),
-                }
-            } else {
-                continue;
-            };
-            jobs.insert(job, stored);
+        loop {
+            for job in std::mem::take(&mut unread) {
+                let epochs = listed.remove(&job).unwrap_or_default();
+                jobs.extend(self.load(job, epochs).await?.map(|stored| (job, stored)));
+            }
+            unread = roster.begin(jobs.keys().copied().collect()).await?;
+            if unread.is_empty() {
+                return Ok(jobs);
+            }
         }
-        Ok(jobs)
     }
 
-    /// A conditional create whose unknown outcome is settled by asking again: what is created is the same each time.
-    async fn create(&self, key: &str, bytes: Bytes) -> StoreResult<Created> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match self.0.create(key, bytes.clone()).await {
-                Err(StoreError::Unknown { .. }) if tries < TRIES_MAX => {}
-                other => return other,
+    /// `None`: it was forgotten, or its submission never answered.
+    async fn load(&self, job: JobId, epochs: Vec<LeaderEpoch>) -> StoreResult<Option<StoredJob>> {
+        if let Some(bytes) = self.read(&result_key(job)).await? {
+            return Ok(Some(match decode::<JobResult>(&bytes) {
+                Ok(result) => StoredJob::Ended(Box::new(result.status)),
+                Err(why) => StoredJob::Unreadable(why),
+            }));
+        }
+        let Some(bytes) = self.read(&graph_key(job)).await? else {
+            return Ok(None);
+        };
+        Ok(Some(match decode::<JobRecord>(&bytes) {
+            Ok(record) if record.graph.job != job => {
+                StoredJob::Unreadable(format!("it holds job {}", record.graph.job))
             }
+            Ok(record) => match record.graph.validate() {
+                Ok(()) => StoredJob::Open(Box::new(record), self.past(job, epochs).await),
+                Err(error) => StoredJob::Unreadable(error.to_string()),
+            },
+            Err(why) => StoredJob::Unreadable(why),
+        }))
+    }
+
+    async fn read(&self, key: &str) -> StoreResult<Option<Bytes>> {
+        match self.0.get(key, None).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A conditional create whose unknown outcome is settled by asking again: what is created is the same each time.
+pub(super) async fn create(store: &dyn Store, key: &str, bytes: Bytes) -> StoreResult<Created> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match store.create(key, bytes.clone()).await {
+            Err(StoreError::Unknown { .. }) if tries < TRIES_MAX => {}
+            other => return other,
         }
     }
 }
@@ -267,14 +286,14 @@ fn result_key(job: JobId) -> String {
 }
 
 /// MessagePack with named fields and a checksum of them in front.
-fn encode<T: Serialize>(value: &T) -> Bytes {
+pub(super) fn encode<T: Serialize>(value: &T) -> Bytes {
     let body = rmp_serde::to_vec_named(value).expect("plain data always encodes");
     let mut bytes = crc32c::crc32c(&body).to_be_bytes().to_vec();
     bytes.extend(body);
     bytes.into()
 }
 
-fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
+pub(super) fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
     let (sum, body) = bytes
         .split_first_chunk::<4>()
         .ok_or_else(|| format!("{} bytes are too few", bytes.len()))?;
@@ -286,8 +305,61 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
     use super::*;
-    use crate::model::{FailureKind, RecoveryPhases, RecoveryRecord, TaskFailure};
+    use crate::checkpoint::ObjectMeta;
+    use crate::checkpoint::testing::MemoryStore;
+    use crate::model::{Exchange, FailureKind, RecoveryPhases, RecoveryRecord, TaskFailure};
+    use crate::testing::graph;
+
+    /// Its listings show nothing of late.
+    struct Stale(Arc<MemoryStore>);
+
+    impl Store for Stale {
+        fn uri(&self) -> &str {
+            self.0.uri()
+        }
+        fn create<'a>(&'a self, key: &'a str, bytes: Bytes) -> BoxFuture<'a, StoreResult<Created>> {
+            self.0.create(key, bytes)
+        }
+        fn put<'a>(&'a self, key: &'a str, bytes: Bytes) -> BoxFuture<'a, StoreResult<()>> {
+            self.0.put(key, bytes)
+        }
+        fn get<'a>(
+            &'a self,
+            key: &'a str,
+            range: Option<std::ops::Range<u64>>,
+        ) -> BoxFuture<'a, StoreResult<Bytes>> {
+            self.0.get(key, range)
+        }
+        fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, StoreResult<Vec<ObjectMeta>>> {
+            async { Ok(Vec::new()) }.boxed()
+        }
+        fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, StoreResult<()>> {
+            self.0.delete(key)
+        }
+    }
+
+    /// O7: a leader that takes over while listings are stale runs the jobs all the same.
+    #[tokio::test(start_paused = true)]
+    async fn jobs_are_found_although_the_listing_shows_none() {
+        let memory = MemoryStore::new("memory://ha");
+        let store: Arc<dyn Store> = Arc::new(Stale(memory));
+        let first = JobStore::new(Arc::clone(&store), LeaderEpoch(1));
+        assert!(first.recover().await.unwrap().is_empty());
+        let graph = graph(&[1, 1], &[(0, 1, Exchange::Forward)]);
+        let job = graph.job;
+        let record = JobRecord::new(graph, 5);
+        assert_eq!(first.submit(&record).await.unwrap(), Submission::New);
+        let second = JobStore::new(Arc::clone(&store), LeaderEpoch(2));
+        let jobs = second.recover().await.unwrap();
+        assert!(matches!(jobs[&job], StoredJob::Open(..)));
+        second.forget(job).await.unwrap();
+        let third = JobStore::new(store, LeaderEpoch(3));
+        assert!(third.recover().await.unwrap().is_empty());
+    }
 
     #[test]
     fn a_history_of_any_length_is_stored_within_its_bound_and_the_newest_stays() {

@@ -327,7 +327,7 @@ async fn the_next_leader_knows_the_history_and_what_the_strategy_has_used_up() {
         fail(&first);
         first.until_recovered(JOB, n).await;
     }
-    let stored = JobStore::new(first.stores.at("memory://ha"));
+    let stored = JobStore::new(first.stores.at("memory://ha"), LeaderEpoch(1));
     let before = first.status(JOB).await;
     until("the history is stored", async || {
         let jobs = stored.recover().await.unwrap();

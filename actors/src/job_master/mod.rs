@@ -338,12 +338,13 @@ impl Actor for JobMaster {
         event: SupervisionEvent,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        match classify(event, &mut state.expected) {
-            None | Some((_, Exit::Expected)) => Ok(()),
+        let ended = classify(event, &mut state.expected);
+        match ended.map(|(_, exit)| exit.named("CheckpointCoordinator")) {
+            None | Some(Exit::Expected) => Ok(()),
             // It ends after `Terminate`; how that went is told by its answer.
-            Some((_, Exit::Failed(_))) if state.master.is_over() => Ok(()),
+            Some(Exit::Failed(_)) if state.master.is_over() => Ok(()),
             // Without a coordinator nothing can be restored: the JobManager starts both anew from the store.
-            Some((_, Exit::Failed(kind))) => Err(Box::new(kind)),
+            Some(Exit::Failed(kind)) => Err(Box::new(kind)),
         }
     }
 }

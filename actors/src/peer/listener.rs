@@ -210,7 +210,7 @@ impl Actor for ListenerActor {
         let Some(entry) = state.peers.remove(&id) else {
             return Ok(());
         };
-        if let (Exit::Failed(cause), false) = (exit, is_clean) {
+        if let (Exit::Failed(cause), false) = (exit.named("TaskManagerPeer"), is_clean) {
             tracing::error!(resource = %entry.resource, instance = %entry.instance, %cause, "a TaskManager's session broke");
             let instance = entry.instance;
             (state.options.events)(PeerEvent::Lost { instance, cause });

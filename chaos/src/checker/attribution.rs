@@ -67,6 +67,14 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
     let names = |resource: &str| strike.nodes.iter().any(|n| n == resource);
     let is_store = matches!(strike.what, Fault::Store(_));
     let is_data = matches!(strike.what, Fault::Data(_));
+    let is_inside = matches!(
+        strike.what,
+        Fault::UserPanic { .. } | Fault::UserError { .. } | Fault::ActorPanic(_)
+    );
+    // At a fault point it may come out as any kind, but with its words.
+    if is_inside && cause.to_string().contains("injected") {
+        return true;
+    }
     match cause {
         FailureKind::TaskManagerLost { resource, .. } => {
             names(&resource.0) || strike.hits_job_manager

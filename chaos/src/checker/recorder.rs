@@ -44,7 +44,7 @@ pub struct Recording {
     pub records: BTreeMap<u64, Record>,
     /// Checkpoints that were checked against the fold, with their source positions.
     pub checked: BTreeMap<u64, Positions>,
-    /// Completed ones whose objects the end of the job had deleted before they could be read; at most the last two.
+    /// Completed ones that the end of the job had deleted before they could be read.
     pub missed: Vec<u64>,
     /// Completed ones that refer to what the harness has damaged.
     pub damaged: Vec<u64>,
@@ -146,10 +146,17 @@ async fn run(
                         Err(_) if refers_to_damage(manifest, &lock(damage)) => {
                             recording.damaged.push(next);
                         }
-                        Err(error) if is_deleted(&error) => recording.missed.push(next),
+                        // Only the end of a job deletes while all are retained.
+                        Err(error) if is_deleted(&error) && has_ended(&store, next).await => {
+                            recording.missed.push(next);
+                        }
                         Err(error) => return Err(error),
                     }
                 } else if is_retired(&record) {
+                    ensure!(
+                        has_ended(&store, next).await,
+                        "checkpoint {next} was retired while the job ran"
+                    );
                     recording.missed.push(next);
                 }
                 recording.records.insert(next, record);
@@ -195,13 +202,6 @@ async fn run(
             Err(error) => return Err(error.into()),
         }
     }
-    // Only the end of a job deletes while all are retained.
-    let last = recording.records.len() as u64;
-    ensure!(
-        emptied || recording.missed.iter().all(|n| n + 3 > last),
-        "objects of checkpoints {:?} were missing while the job ran (last record: {last})",
-        recording.missed
-    );
     Ok(recording)
 }
 
@@ -220,6 +220,19 @@ async fn has(store: &Arc<dyn Store>, number: u64) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the job's last record is there. Records are dense.
+async fn has_ended(store: &Arc<dyn Store>, after: u64) -> bool {
+    let mut number = after + 1;
+    while let Ok(bytes) = store.get(&record_key(CheckpointId(number)), None).await {
+        let record = decode_record(&bytes);
+        if record.is_ok_and(|r| matches!(r.outcome, RecordOutcome::Terminal { .. })) {
+            return true;
+        }
+        number += 1;
+    }
+    false
 }
 
 /// Whether an object was not there.

@@ -139,7 +139,9 @@ impl Manager {
         myself: &ActorRef<JobManagerMessage>,
         event: SupervisionEvent,
     ) {
-        if let Some((child, Exit::Failed(cause))) = classify(event, &mut self.expected)
+        let ended = classify(event, &mut self.expected);
+        if let Some((child, exit)) = ended
+            && let Exit::Failed(cause) = exit.named("JobMaster")
             && let Some(job) = self.job_of(child)
         {
             drop(myself.cast(JobManagerMessage::JobMasterBroke { job, cause }));

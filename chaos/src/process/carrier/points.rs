@@ -104,6 +104,12 @@ impl Points {
         self.armed.iter().any(|point| !has_struck(point.fault))
     }
 
+    /// Whether code of this node may break by a point, which may end it.
+    pub(super) fn may_break(&self, plan: &FaultPlan, node: &str) -> bool {
+        let is_it = |p: &Point| p.node == node && is_inside(&plan.faults[p.fault].what);
+        self.armed.iter().any(is_it)
+    }
+
     /// From now on nobody is struck who comes by.
     pub(super) fn give_up(&mut self) {
         self.are_given_up = true;

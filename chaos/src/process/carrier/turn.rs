@@ -71,7 +71,8 @@ impl Run<'_> {
                 continue;
             }
             let (is_allowed, age) = (node.is_allowed_to_exit(), node.age());
-            if is_allowed || self.is_the_store_s_doing(code, age) {
+            let may_break = self.points.may_break(self.plan, &name);
+            if is_allowed || may_break || self.is_the_store_s_doing(code, age) {
                 // As its launcher would.
                 self.cluster.say(&format!(
                     "{name} has ended with exit code {code}, as it may"
