@@ -118,79 +118,81 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::P5, "a TaskManager is frozen for less than the heartbeat timeout", "no restart, only latency"),
     Entry::new(Row::P6, "a TaskManager is frozen for longer, then wakes (zombie)", "it is replaced; on waking it is fenced and registers anew").checks(&[S4, R2]),
     Entry::new(Row::P7, "the leading JobManager is frozen, a standby takes over, it wakes (two leaders)", "the old one finds a higher epoch and ends; of each number there is one record").checks(&[S4]),
-    Entry::new(Row::P8, "SIGTERM", "says goodbye, so that nobody waits for heartbeats; exit code 0").checks(&[L2]).by(&[Process]),
+    Entry::new(Row::P8, "SIGTERM", "says goodbye, so that nobody waits for heartbeats; exit code 0").checks(&[L2]),
     Entry::new(Row::P9, "killed and started again at once under the same name", "a new generation; old session and old attempts are dropped").checks(&[S4]),
-    Entry::new(Row::P10, "a TaskManager starves for processor time", "slow, not dead: no failover from starved heartbeats").by(&[Process]),
+    Entry::new(Row::P10, "a TaskManager starves for processor time", "slow, not dead: no failover from starved heartbeats"),
     Entry::new(Row::P11, "abort in native code, out of memory, stack overflow", "the process is lost, as by a kill").checks(&[S6]).by(NONE)
         .later("to the others it is a kill (P1); a user function that aborts is not injected yet"),
-    Entry::new(Row::P12, "rolling restart of all TaskManagers", "recovers each time").by(&[Process]),
+    Entry::new(Row::P12, "rolling restart of all TaskManagers", "recovers each time"),
     Entry::new(Row::A1, "panic or error of a user function at a record, once to always", "recovers; when it is always, the job fails as the strategy says, naming operator and position").checks(&[S5, S6])
         .tests(&["tests/user_failures.rs"]),
     Entry::new(Row::A2, "error marked as unrecoverable", "FAILED at once, no restart").checks(&[S5])
         .tests(&["tests/user_failures.rs"]),
-    Entry::new(Row::A3, "panic in open, restore, snapshot, notify, timer, close", "restarts; a panic in close does not hide the first cause").checks(&[S6]).by(NONE)
+    Entry::new(Row::A3, "panic in open, restore, snapshot, notify, timer, close", "restarts; a panic in close does not hide the first cause").checks(&[S6])
         .tests(&["tests/data_plane"]),
-    Entry::new(Row::A4, "panic of an actor of any kind", "as the supervision table says; a root ends its process").checks(&[S6, R2]).by(&[Process]),
-    Entry::new(Row::A5, "a user function never returns", "cancelling times out, the process ends itself, the slot comes back as by P1").by(&[Process]),
-    Entry::new(Row::A6, "an actor's handler stalls", "calls time out with a typed error; nothing queues without bound").checks(&[R5]).by(&[Process]),
+    Entry::new(Row::A4, "panic of an actor of any kind", "as the supervision table says; a root ends its process").checks(&[S6, R2]),
+    Entry::new(Row::A5, "a user function never returns", "cancelling times out, the process ends itself, the slot comes back as by P1"),
+    Entry::new(Row::A6, "an actor's handler stalls", "calls time out with a typed error; nothing queues without bound").checks(&[R5]),
     Entry::new(Row::A7, "two subtasks fail within one backoff window", "one restart, both causes kept").checks(&[S5]).by(NONE)
         .tests(&["actors/src/job_master/tests.rs", "actors/src/restart.rs"]),
     Entry::new(Row::A8, "failure during recovery, repeatedly", "attempt numbers rise, no slot is lost, no stale report is believed").checks(&[S5]),
-    Entry::new(Row::A9, "restart storm: failures faster than recovery", "the delay grows and caps; quiet resets it").checks(&[S5, R5]).by(&[Process]),
-    Entry::new(Row::A10, "cancel or savepoint at a bad moment", "a defined answer, never a hang").by(&[Process])
+    Entry::new(Row::A9, "restart storm: failures faster than recovery", "the delay grows and caps; quiet resets it").checks(&[S5, R5]),
+    Entry::new(Row::A10, "cancel or savepoint at a bad moment", "a defined answer, never a hang")
         .tests(&["actors/src/job_master/tests.rs", "tests/savepoints.rs"]),
     Entry::new(Row::A11, "500 restarts of a small job", "resources stay flat").checks(&[R2, R3, R4, R5]).by(NONE)
         .later("needs a long run: part of the soak before a release"),
     Entry::new(Row::N1, "a control link is reset", "the session resumes within the reconnect window; later than that the TaskManager is lost"),
     Entry::new(Row::N2, "a control link is a black hole, one way or both; heartbeats stop", "lost after the heartbeat timeout, fenced when it is back").checks(&[L2, S4]),
     Entry::new(Row::N3, "partition: data links, a node cut off from all", "as N2; a broken data link is a failure that names the peer; no record is lost or repeated"),
-    Entry::new(Row::N4, "half-open connection", "noticed by heartbeat or first write").checks(&[L2]).by(&[Process]),
-    Entry::new(Row::N5, "latency, jitter, little bandwidth", "slower, correct; checkpoints may abort and then succeed").checks(&[S7]).by(&[Process]),
-    Entry::new(Row::N6, "pieces of one byte", "frames are put together correctly").by(&[Process]),
-    Entry::new(Row::N7, "flipped bits", "seen by checksum, the connection breaks; never a wrong record").by(&[Process]),
-    Entry::new(Row::N8, "an old connection's bytes come again", "refused by session and attempt id").checks(&[S4]).by(&[Process]),
+    Entry::new(Row::N4, "half-open connection", "noticed by heartbeat or first write").checks(&[L2]),
+    Entry::new(Row::N5, "latency, jitter, little bandwidth", "slower, correct; checkpoints may abort and then succeed").checks(&[S7]),
+    Entry::new(Row::N6, "pieces of one byte", "frames are put together correctly"),
+    Entry::new(Row::N7, "flipped bits", "seen by checksum, the connection breaks; never a wrong record"),
+    Entry::new(Row::N8, "an old connection's bytes come again", "refused by session and attempt id").checks(&[S4]),
     Entry::new(Row::N9, "one slow data link", "back-pressure reaches the source; other links flow; barriers still pass").checks(&[R5]).by(&[Process]),
-    Entry::new(Row::N10, "flapping link", "no more restarts than the strategy allows; reconnects back off").checks(&[S5]).by(&[Process]),
+    Entry::new(Row::N10, "flapping link", "no more restarts than the strategy allows; reconnects back off").checks(&[S5]),
     Entry::new(Row::N11, "port in use, address changed", "another try with backoff, or a clear error").by(NONE)
         .tests(&["chaos/src/process.rs"]).later("a change of address needs name resolution under the harness's control"),
     Entry::new(Row::O1, "500, 503 SlowDown, throttling", "retried with backoff inside the checkpoint timeout; else the checkpoint aborts and the job runs on").checks(&[S7, R5]),
-    Entry::new(Row::O2, "no answer, slow bodies", "bounded by deadlines of our own").tests(&["tests/storage"]).by(&[Process]),
+    Entry::new(Row::O2, "no answer, slow bodies", "bounded by deadlines of our own").tests(&["tests/storage"]),
     Entry::new(Row::O3, "success lost, write applied later", "what was created is read and compared before anyone concludes").tests(&["tests/storage", "actors/src/checkpoint_coordinator/tests.rs"]),
-    Entry::new(Row::O4, "truncated, flipped, cut bodies", "seen by checksum: an older checkpoint, and an event that says so; a job that would repeat committed output fails, naming the span").tests(&["tests/savepoints.rs", "tests/storage"]).by(&[Process]),
-    Entry::new(Row::O5, "missing object, manifest or record", "an older checkpoint, and an event that says so; a job that would repeat committed output fails, naming the span").tests(&["tests/savepoints.rs"]).by(&[Process]),
+    Entry::new(Row::O4, "truncated, flipped, cut bodies", "seen by checksum: an older checkpoint, and an event that says so; a job that would repeat committed output fails, naming the span").tests(&["tests/savepoints.rs", "tests/storage"]),
+    Entry::new(Row::O5, "missing object, manifest or record", "an older checkpoint, and an event that says so; a job that would repeat committed output fails, naming the span").tests(&["tests/savepoints.rs"]),
     Entry::new(Row::O6, "a savepoint that is damaged, of another job, or of a newer format", "refused before any task starts, naming object and reason").by(NONE)
         .tests(&["tests/savepoints.rs", "actors/src/checkpoint/record.rs"]),
-    Entry::new(Row::O7, "stale or truncated listings", "recovery does not depend on them; the sweeper waits").checks(&[R4]).by(&[Process]),
-    Entry::new(Row::O8, "403: credentials expire", "checkpoints abort with a clear cause; they go on when repaired").checks(&[S7]).by(&[Process]),
-    Entry::new(Row::O9, "412 on a conditional create, by a rival", "fenced: the JobMaster stops, the next one goes on").by(&[Process])
+    Entry::new(Row::O7, "stale or truncated listings", "recovery does not depend on them; the sweeper waits").checks(&[R4]),
+    Entry::new(Row::O8, "403: credentials expire", "checkpoints abort with a clear cause; they go on when repaired").checks(&[S7]),
+    Entry::new(Row::O9, "412 on a conditional create, by a rival", "fenced: the JobMaster stops, the next one goes on")
         .tests(&["actors/src/checkpoint_coordinator/tests.rs"]),
     Entry::new(Row::O10, "a store without conditional create", "refused at the start").by(NONE).tests(&["tests/storage/faults.rs"]),
     Entry::new(Row::O11, "the bucket is emptied while the job runs", "the next checkpoint is full again, or the job fails clearly").by(&[Process]),
-    Entry::new(Row::O12, "deletes fail", "tried again later; nothing that is referenced is deleted").checks(&[R4]).by(&[Process]),
-    Entry::new(Row::D1, "disk full", "the task or checkpoint fails with the cause; recovers when there is space").checks(&[S6, R3]).by(&[Process]),
+    Entry::new(Row::O12, "deletes fail", "tried again later; nothing that is referenced is deleted").checks(&[R4]),
+    Entry::new(Row::D1, "disk full", "the task or checkpoint fails with the cause; recovers when there is space").checks(&[S6, R3]),
     Entry::new(Row::D2, "I/O errors", "the attempt fails, a new one goes on from the store").by(&[Simulator]),
     Entry::new(Row::D3, "slow disk", "back-pressure; checkpoints may time out").checks(&[S7]).by(&[Simulator]),
     Entry::new(Row::D4, "leftovers of dead processes", "ignored and swept, never reused").checks(&[R3]).by(&[Process]),
     Entry::new(Row::D5, "no descriptors left", "the newcomer fails cleanly, what runs goes on").checks(&[R2]).by(&[Process]),
-    Entry::new(Row::T1, "the wall clock of a node jumps", "no effect on timeouts, epochs or checkpoint order").checks(&[S5]).by(&[Process]),
+    Entry::new(Row::T1, "the wall clock of a node jumps", "no effect on timeouts, epochs or checkpoint order").checks(&[S5]),
     Entry::new(Row::T2, "wall clocks of nodes differ a little", "event time is untouched").by(NONE)
         .later("processing-time timers do not exist yet; without them T1 covers it"),
-    Entry::new(Row::T3, "the whole machine sleeps", "all sessions expire together: one recovery, not many").checks(&[S5]).by(&[Process]),
-    Entry::new(Row::C1, "checkpoint timeout, decline, late or repeated acknowledgement", "aborted or ignored; never completed wrongly").checks(&[S7]).by(&[Simulator])
+    Entry::new(Row::T3, "the whole machine sleeps", "all sessions expire together: one recovery, not many").checks(&[S5]),
+    Entry::new(Row::C1, "checkpoint timeout, decline, late or repeated acknowledgement", "aborted or ignored; never completed wrongly").checks(&[S7])
         .tests(&["actors/src/checkpoint/pending.rs", "actors/src/checkpoint_coordinator/tests.rs"]),
     Entry::new(Row::C2, "too few slots, double registration, a TaskManager that lies", "waits, or fails by timeout; the second registration replaces the first").by(NONE)
         .tests(&["actors/src/job_manager/tests.rs", "actors/src/job_master/tests.rs"]),
     Entry::new(Row::C3, "another build on one node", "refused, naming both").by(NONE)
         .tests(&["actors/src/job_master/tests.rs"]),
-    Entry::new(Row::C4, "rescale from a savepoint", "equal output; more than the max parallelism is refused").by(&[Process])
+    Entry::new(Row::C4, "rescale from a savepoint", "equal output; more than the max parallelism is refused")
         .tests(&["tests/savepoints.rs"]),
 ];
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use super::*;
+    use crate::simulator;
 
     /// `entry` indexes by the row's number; every row says what shows it.
     #[test]
@@ -203,6 +205,14 @@ mod tests {
                 entry.row
             );
         }
+    }
+
+    /// What the simulator is said to strike is what its seeds draw.
+    #[test]
+    fn the_rows_of_the_simulator_are_those_that_its_seeds_draw() {
+        let seeds = 0..4000;
+        let drawn: BTreeSet<Row> = seeds.flat_map(|s| simulator::draw(s).rows()).collect();
+        assert_eq!(drawn, carried_by(Simulator).collect());
     }
 
     /// A test that was renamed must not go on being named.

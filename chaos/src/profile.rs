@@ -14,7 +14,7 @@ use crate::catalogue::carried_by;
 use crate::job::JobUnderTest;
 use crate::plan::{
     Carrier, ClusterShape, Fault, FaultPlan, LinkFault, PlannedFault, Row, Section, StoreFault,
-    StoreShape, WorkloadPlan,
+    StoreShape, When, WorkloadPlan,
 };
 
 /// Faults that a drawn plan may hold.
@@ -168,6 +168,8 @@ pub struct Draw<'a> {
     pub only: &'a [Row],
     /// Jobs to choose from; at least one.
     pub jobs: &'a [&'a dyn JobUnderTest],
+    /// Whether there is a program of the nodes that has fault points: of one's own job there is none.
+    pub has_points: bool,
     /// Where checkpoints lie; on disk, rows of the object store are left out unless they are named. `None`: drawn.
     pub store: Option<StoreShape>,
 }
@@ -193,7 +195,7 @@ impl Draw<'_> {
         let Some(last) = jobs.len().checked_sub(1) else {
             return Err(DrawError::NoJob);
         };
-        let carried: Vec<Row> = carried_by(Carrier::Process).collect();
+        let carried = self.carried();
         if let Some(row) = self.only.iter().find(|row| !carried.contains(row)) {
             return Err(DrawError::NotCarried(*row));
         }
@@ -271,12 +273,25 @@ impl Draw<'_> {
                 faults = recipes::faults(Row::P1, dice, cluster);
             }
         }
+        if !self.has_points {
+            for fault in &mut faults {
+                if matches!(fault.when, When::FaultPoint { .. }) {
+                    fault.when = When::CheckpointPending;
+                }
+            }
+        }
         faults.truncate(FAULTS_MAX);
         // What ends the job comes last, and once: nothing can be struck behind it.
         let (ends, mut goes_on): (Vec<_>, Vec<_>) =
             faults.into_iter().partition(|fault| ends_job(&fault.what));
         goes_on.extend(ends.into_iter().take(1));
         goes_on
+    }
+
+    fn carried(&self) -> Vec<Row> {
+        carried_by(Carrier::Process)
+            .filter(|row| self.has_points || !recipes::AT_POINTS.contains(row))
+            .collect()
     }
 
     /// Rows that the profile draws.
@@ -286,9 +301,9 @@ impl Draw<'_> {
             return self.only.to_vec();
         }
         let sections = self.profile.sections();
-        carried_by(Carrier::Process)
-            .filter(|row| sections.contains(&row.section()))
-            .collect()
+        let mut rows = self.carried();
+        rows.retain(|row| sections.contains(&row.section()));
+        rows
     }
 
     fn smoke_section(seed: u64) -> Option<Section> {

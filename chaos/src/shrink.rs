@@ -229,6 +229,7 @@ mod tests {
             profile: Profile::Storm,
             only: &[],
             jobs: &jobs.all(),
+            has_points: true,
             store: None,
         }
         .plan(seed)

@@ -287,6 +287,7 @@ pub(crate) mod tests {
             profile,
             only: &[],
             jobs: &jobs.all(),
+            has_points: true,
             store: None,
         }
         .plan(seed)

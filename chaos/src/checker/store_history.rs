@@ -193,7 +193,9 @@ impl StoreHistory {
             let result = check_snapshot(manifest, &read, oracle)
                 .with_context(|| format!("job {id}: checkpoint {number}"));
             if follows_abort {
-                let after_abort = result.as_ref().map_err(|e| format!("after an abort: {e:#}"));
+                let after_abort = result
+                    .as_ref()
+                    .map_err(|e| format!("after an abort: {e:#}"));
                 self.findings.check(Invariant::S7, after_abort.map(|_| ()));
             }
             self.findings.check(Invariant::S2, result);

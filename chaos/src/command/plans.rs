@@ -64,15 +64,22 @@ pub(super) fn try_draw(
     seed: u64,
 ) -> Result<FaultPlan, DrawError> {
     let named = nodes.job.as_deref();
-    let mut jobs = jobs.all();
+    let known = jobs;
+    let mut jobs = known.all();
     jobs.retain(|job| named.is_none_or(|name| job.name() == name));
     Draw {
         profile,
         only: &args.only,
+        has_points: has_points(known),
         jobs: &jobs,
         store: args.store.map(Store::shape),
     }
     .plan(seed)
+}
+
+/// Only the stock jobs are in `perennial-chaos-node`.
+fn has_points(jobs: &Jobs) -> bool {
+    jobs.binary() == Jobs::stock().binary()
 }
 
 /// Reads a plan.

@@ -13,6 +13,39 @@ const SILENT: (u64, u64) = (4500, 6500);
 /// Clearly shorter.
 const BRIEF: (u64, u64) = (200, 1500);
 
+/// Rows that only a node with fault points shows.
+pub(super) const AT_POINTS: &[Row] = &[Row::A3, Row::C1];
+/// Where a TaskManager dies badly (faults.md P1).
+const BAD_FOR_TASK_MANAGERS: &[&str] = &[
+    "during-alignment",
+    "after-upload-before-ack",
+    "after-pre-commit",
+    "before-commit",
+    "on-notify",
+];
+/// Where a JobManager dies badly (faults.md P3).
+const BAD_FOR_LEADERS: &[&str] = &[
+    "with-checkpoint-pending",
+    "after-manifest-before-record",
+    "after-record-before-notify",
+];
+
+/// At a fault point, after the job has run for a while.
+fn at(dice: &Dice, sites: &[&str]) -> When {
+    When::FaultPoint {
+        site: dice.one_of(sites).to_owned(),
+        hit: dice.between(4, 16) as u32,
+    }
+}
+
+/// As [`any`], or, now and then, in the worst moment.
+fn worst(dice: &Dice, sites: &[&str]) -> When {
+    match dice.between(0, 3) {
+        0 => at(dice, sites),
+        _ => any(dice),
+    }
+}
+
 fn one(when: When, target: Target, what: Fault) -> Vec<PlannedFault> {
     vec![PlannedFault { when, target, what }]
 }
@@ -70,9 +103,13 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
     let nodes = Nodes(dice, cluster.task_managers);
     let millis = |(low, high): (u64, u64)| dice.millis(low, high);
     match row {
-        Row::P1 => one(any(dice), nodes.task_manager(), kill(dice)),
+        Row::P1 => one(
+            worst(dice, BAD_FOR_TASK_MANAGERS),
+            nodes.task_manager(),
+            kill(dice),
+        ),
         Row::P2 => one(any(dice), Target::AllTaskManagers, kill(dice)),
-        Row::P3 => one(any(dice), Target::Leader, kill(dice)),
+        Row::P3 => one(worst(dice, BAD_FOR_LEADERS), Target::Leader, kill(dice)),
         Row::P4 => one(any(dice), Target::AllNodes, kill(dice)),
         Row::P5 => one(
             any(dice),
@@ -135,6 +172,19 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
             Fault::UserError {
                 times: 1,
                 is_unrecoverable: true,
+            },
+        ),
+        Row::A3 => one(
+            at(dice, &["on-snapshot", "on-notify"]),
+            Target::UserCode,
+            Fault::UserPanic { times: 1 },
+        ),
+        Row::C1 => one(
+            at(dice, &["before-upload", "after-upload-before-ack"]),
+            nodes.task_manager(),
+            Fault::SlowHandler {
+                actor: ActorKind::TaskManager,
+                down: dice.millis(5500, 8000),
             },
         ),
         Row::A4 => {

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::catalogue::carried_by;
 use crate::job::Jobs;
-use crate::plan::Target;
+use crate::plan::{Target, When};
 
 fn plan(profile: Profile, only: &[Row], seed: u64) -> FaultPlan {
     let jobs = Jobs::stock();
@@ -11,6 +11,7 @@ fn plan(profile: Profile, only: &[Row], seed: u64) -> FaultPlan {
         profile,
         only,
         jobs: &jobs.all(),
+        has_points: true,
         store: None,
     }
     .plan(seed)
@@ -59,6 +60,7 @@ fn only_draws_the_row_that_is_asked_for() {
         profile: Profile::Mixed,
         only: &[Row::O6],
         jobs: &all,
+        has_points: true,
         store: None,
     };
     assert_eq!(draw.plan(1), Err(DrawError::NotCarried(Row::O6)));
@@ -143,6 +145,7 @@ fn on_disk_nothing_needs_an_object_store_unless_it_is_named() {
                     profile: *profile,
                     only,
                     jobs: &jobs.all(),
+                    has_points: true,
                     store: Some(StoreShape::Disk),
                 };
                 draw.plan(seed).unwrap()
@@ -153,4 +156,33 @@ fn on_disk_nothing_needs_an_object_store_unless_it_is_named() {
             assert_eq!(draw(&[Row::O1]).cluster.store, StoreShape::S3);
         }
     }
+}
+
+/// Somebody's own program has no fault points: nothing waits for one, and rows that need one are refused.
+#[test]
+fn without_fault_points_nothing_waits_for_one() {
+    let jobs = Jobs::stock();
+    let all = jobs.all();
+    let draw = |profile, only, seed| {
+        let draw = Draw {
+            profile,
+            only,
+            jobs: &all,
+            has_points: false,
+            store: None,
+        };
+        draw.plan(seed)
+    };
+    let waits = |plan: &FaultPlan| {
+        let mut faults = plan.faults.iter();
+        faults.any(|f| matches!(f.when, When::FaultPoint { .. }))
+    };
+    let (mut with, mut without) = (0, 0);
+    for seed in 0..100 {
+        with += u32::from(waits(&plan(Profile::Process, &[], seed)));
+        without += u32::from(waits(&draw(Profile::Process, &[], seed).unwrap()));
+    }
+    assert!(with > 5 && without == 0, "{with} {without}");
+    let refused = draw(Profile::Mixed, &[Row::A3], 1);
+    assert_eq!(refused, Err(DrawError::NotCarried(Row::A3)));
 }

@@ -112,7 +112,11 @@ fn check_end(
     let runs_again = if drive.is_late { Err(late) } else { Ok(()) };
     findings.check(Invariant::L1, runs_again);
     let late = "all tasks ran again, and the next checkpoint did not complete in time";
-    let completes = if drive.is_checkpoint_late { Err(late) } else { Ok(()) };
+    let completes = if drive.is_checkpoint_late {
+        Err(late)
+    } else {
+        Ok(())
+    };
     findings.check(Invariant::L1, completes);
     let Some(end) = &drive.end else {
         let tasks = stuck_tasks(&cluster.stepper);
