@@ -3,6 +3,7 @@
 //! Invariant: pure. Each row that processes carry ([`crate::catalogue`]) is drawn by some seed, and [`Draw::only`] aims at rows by name.
 //! Cluster, workload and settings are drawn as well: what is constant in every run is tested in one way only.
 
+mod combined;
 mod recipes;
 mod settings;
 
@@ -243,11 +244,11 @@ impl Draw<'_> {
                             .collect();
                         faults.extend(recipes::faults(dice.one_of(&of), dice, cluster));
                     }
-                    None => faults.extend(recipes::combination(dice, cluster)),
+                    None => faults.extend(combined::combination(dice, cluster)),
                 }
             }
-            Profile::Combinations => faults.extend(recipes::combination(dice, cluster)),
-            Profile::Storm => faults.extend(recipes::storm(dice, cluster)),
+            Profile::Combinations => faults.extend(combined::combination(dice, cluster)),
+            Profile::Storm => faults.extend(combined::storm(dice, cluster)),
             Profile::Mixed => {
                 let weights: Vec<u64> = rows
                     .iter()

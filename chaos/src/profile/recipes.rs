@@ -1,4 +1,4 @@
-//! One recipe per row of the catalogue, the combinations that pay most, and the storm.
+//! One recipe per row of the catalogue.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::plan::{
 };
 
 /// Longer than the heartbeat timeout (3 s) and the look that follows it.
-const SILENT: (u64, u64) = (4500, 6500);
+pub(super) const SILENT: (u64, u64) = (4500, 6500);
 /// Clearly shorter.
 const BRIEF: (u64, u64) = (200, 1500);
 
@@ -46,7 +46,7 @@ fn worst(dice: &Dice, sites: &[&str]) -> When {
     }
 }
 
-fn one(when: When, target: Target, what: Fault) -> Vec<PlannedFault> {
+pub(super) fn one(when: When, target: Target, what: Fault) -> Vec<PlannedFault> {
     vec![PlannedFault { when, target, what }]
 }
 
@@ -59,22 +59,22 @@ fn any(dice: &Dice) -> When {
 }
 
 /// As [`any`], but never while a checkpoint may not complete.
-fn soon(dice: &Dice) -> When {
+pub(super) fn soon(dice: &Dice) -> When {
     When::Checkpoints(dice.between(1, 3) as u32)
 }
 
-struct Nodes<'a>(&'a Dice, u32);
+pub(super) struct Nodes<'a>(pub(super) &'a Dice, pub(super) u32);
 
 impl Nodes<'_> {
-    fn index(&self) -> u32 {
+    pub(super) fn index(&self) -> u32 {
         self.0.between(0, u64::from(self.1.max(1)) - 1) as u32
     }
 
-    fn task_manager(&self) -> Target {
+    pub(super) fn task_manager(&self) -> Target {
         Target::TaskManager(self.index())
     }
 
-    fn control(&self) -> Target {
+    pub(super) fn control(&self) -> Target {
         Target::ControlLink(self.index())
     }
 
@@ -300,7 +300,7 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
     }
 }
 
-fn kill(dice: &Dice) -> Fault {
+pub(super) fn kill(dice: &Dice) -> Fault {
     Fault::Kill {
         down: dice.millis(100, 2500),
     }
@@ -470,127 +470,4 @@ fn store(row: Row, dice: &Dice, nodes: &Nodes<'_>) -> (Target, StoreFault) {
         Row::O11 => (Target::Store, StoreFault::Empty),
         _ => (Target::Store, StoreFault::NoDelete { down }),
     }
-}
-
-/// Faults that pay most together (faults.md, end of section 4).
-pub(super) fn combination(dice: &Dice, cluster: &ClusterShape) -> Vec<PlannedFault> {
-    let nodes = Nodes(dice, cluster.task_managers);
-    let victim = nodes.index();
-    let begin = soon(dice);
-    let fault = |when, target, what| PlannedFault { when, target, what };
-    let slow = || {
-        Fault::Store(StoreFault::SlowBody {
-            bytes_per_second: 1000,
-            down: dice.millis(1000, 3000),
-        })
-    };
-    match dice.between(0, 5) {
-        // A zombie that wakes behind a black hole.
-        0 => vec![
-            fault(
-                begin,
-                Target::TaskManager(victim),
-                Fault::Pause {
-                    down: dice.millis(SILENT.0, SILENT.1),
-                },
-            ),
-            fault(
-                When::Recovering,
-                Target::ControlLink(victim),
-                Fault::Link(LinkFault::BlackHole {
-                    direction: Direction::Both,
-                    down: dice.millis(2000, 5000),
-                }),
-            ),
-        ],
-        // The leader is lost while the store throttles.
-        1 => vec![
-            fault(
-                begin,
-                Target::Store,
-                Fault::Store(StoreFault::Answer {
-                    status: 503,
-                    percent: dice.between(30, 70) as u32,
-                    requests: StoreRequests::All,
-                    down: dice.millis(2000, 5000),
-                }),
-            ),
-            fault(When::CheckpointPending, Target::Leader, kill(dice)),
-        ],
-        // A slow restore that fails late.
-        2 => vec![
-            fault(begin, Target::TaskManager(victim), kill(dice)),
-            fault(When::Recovering, Target::Store, slow()),
-            fault(When::Recovering, nodes.task_manager(), kill(dice)),
-        ],
-        // A kill right behind a rescale.
-        3 => vec![
-            fault(
-                begin,
-                Target::Leader,
-                Fault::Rescale {
-                    parallelism: dice.between(1, 3) as u32,
-                },
-            ),
-            fault(When::Running, nodes.task_manager(), kill(dice)),
-        ],
-        // A partition heals within a restart storm.
-        4 => vec![
-            fault(
-                begin,
-                Target::AllLinksOf(victim),
-                Fault::Link(LinkFault::BlackHole {
-                    direction: Direction::Both,
-                    down: dice.millis(3500, 5000),
-                }),
-            ),
-            fault(
-                When::Recovering,
-                Target::UserCode,
-                Fault::UserPanic {
-                    times: dice.between(10, 12) as u32,
-                },
-            ),
-        ],
-        // Every conditional create loses its answer, and somebody dies.
-        _ => vec![
-            fault(
-                begin,
-                Target::Store,
-                Fault::Store(StoreFault::LoseSuccess {
-                    requests: StoreRequests::Create,
-                    times: dice.between(10, 20) as u32,
-                }),
-            ),
-            fault(
-                When::CheckpointPending,
-                dice.one_of(&[nodes.task_manager(), Target::Leader]),
-                kill(dice),
-            ),
-        ],
-    }
-}
-
-/// Kills and failures while the job still recovers from those before.
-pub(super) fn storm(dice: &Dice, cluster: &ClusterShape) -> Vec<PlannedFault> {
-    let nodes = Nodes(dice, cluster.task_managers);
-    let mut faults = one(soon(dice), nodes.task_manager(), kill(dice));
-    if dice.between(0, 1) == 0 {
-        faults.extend(self::faults(Row::A9, dice, cluster));
-    }
-    for _ in 0..dice.between(4, 7) {
-        let when = dice.one_of(&[When::Recovering, When::Running, When::Running]);
-        let (target, what) = match dice.between(0, 5) {
-            0 => (Target::Leader, kill(dice)),
-            1 => (
-                nodes.control(),
-                Fault::Link(LinkFault::Reset {
-                    down: dice.millis(0, 1500),
-                }),
-            ),
-            _ => (nodes.task_manager(), kill(dice)),
-        };
-        faults.push(PlannedFault { when, target, what });
-    }
-    faults
 }
