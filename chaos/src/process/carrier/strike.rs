@@ -213,7 +213,7 @@ fn spent(times: u32) -> (Duration, Step) {
 }
 
 /// What is known of a fault that happens in a node's code at a fault point.
-pub(super) fn inside(what: &Fault, node: &str) -> Hit {
+pub(super) fn inside(what: &Fault, node: &str, nodes: Vec<String>) -> Hit {
     let steps = match what {
         Fault::UserPanic { times } | Fault::UserError { times, .. } => vec![spent(*times)],
         Fault::SlowHandler { down, .. } => vec![(*down, Step::Start(Vec::new()))],
@@ -221,7 +221,7 @@ pub(super) fn inside(what: &Fault, node: &str) -> Hit {
     };
     Hit {
         victim: format!("the code of {node}"),
-        nodes: vec![node.to_owned()],
+        nodes,
         hits_job_manager: node.starts_with("job"),
         steps,
         ..Hit::default()
