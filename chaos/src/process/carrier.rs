@@ -63,6 +63,8 @@ const ANOTHER_LEADS: i32 = 5;
 const FAILED: i32 = 1;
 /// As shells say SIGKILL.
 const KILLED: i32 = 137;
+/// As shells say SIGTERM, of a program that does not handle it.
+const TERMINATED: i32 = 143;
 
 /// What a run needs besides its plan.
 #[derive(Clone)]
@@ -348,8 +350,14 @@ impl<'a> Run<'a> {
     }
 
     /// Notes a fault that happened in a node's code.
-    fn struck_inside(&mut self, index: usize, fault: &PlannedFault, node: &str) {
-        let hit = strike::inside(&fault.what, node);
+    fn struck_inside(
+        &mut self,
+        index: usize,
+        fault: &PlannedFault,
+        node: &str,
+        nodes: Vec<String>,
+    ) {
+        let hit = strike::inside(&fault.what, node, nodes);
         self.note(
             index,
             fault,

@@ -261,7 +261,11 @@ impl Run<'_> {
         if is_inside(&fault.what) {
             self.points.armed[at].state = State::Done;
             if !self.is_struck(index) {
-                self.struck_inside(index, fault, node);
+                // Whoever else comes by breaks as well.
+                let of_it = |p: &&Point| p.fault == index;
+                let nodes = self.points.armed.iter().filter(of_it);
+                let nodes = nodes.map(|p| p.node.clone()).collect();
+                self.struck_inside(index, fault, node, nodes);
             }
             return Ok(());
         }

@@ -8,11 +8,13 @@ use perennial_actors::clock::Instant;
 use super::super::Signal;
 use super::strike::{STARVE_PERIOD, Step};
 use super::victims::LinkVictim;
-use super::{KILLED, Run, TERMINATION_BUDGET};
+use super::{KILLED, Run, TERMINATED, TERMINATION_BUDGET};
 use crate::plan::{Fault, Invariant};
 use crate::proxy::LinkProxies;
 use crate::proxy::link::Way;
 
+/// A program that was started so recently may not listen to signals yet.
+const START_MAX: Duration = Duration::from_secs(3);
 /// Before a look at something that has not come yet.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -152,8 +154,10 @@ impl Run<'_> {
             self.timeline.push(at, fault, Step::Start(vec![node]));
             return Ok(());
         };
-        // A kill may have been faster.
-        if was_asked && code != KILLED {
+        // A kill may have been faster, or the program was not yet there to hear it.
+        let age = self.cluster.node_mut(&node)?.age();
+        let is_deaf = code == TERMINATED && age < START_MAX;
+        if was_asked && code != KILLED && !is_deaf {
             self.judge.count(Invariant::L3);
             if code != 0 {
                 self.judge.fail(
