@@ -204,14 +204,26 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         self.shards[shard].find(hash, is)?.cell.as_ref()
     }
 
-    /// Brings the entry that a hash leads to near the processor.
-    #[inline]
-    pub(super) fn touch(&self, shard: usize, hash: u64) -> u64 {
-        let found = self.shards[shard].entries.find(hash, |_| true);
-        found.map_or(0, |entry| {
-            // Both, because the entry may lie across two cache lines.
-            entry.since ^ u64::from(entry.cell.is_some())
-        })
+    /// Brings the entries that hashes lead to near the processor; the result only keeps the reads from being optimised away.
+    ///
+    /// In two passes, because the processor looks only some hundred instructions ahead: the first finds places, which needs the
+    /// tags alone (they mostly stay in the caches), so that the second is short and many of its cache misses are under way at once.
+    pub(super) fn touch(&self, places: &mut [(usize, u64)]) -> u64 {
+        for (shard, place) in &mut *places {
+            let hash = *place;
+            let found = self.shards[*shard]
+                .entries
+                .find_bucket_index(hash, |_| true);
+            *place = found.map_or(u64::MAX, |at| at as u64);
+        }
+        let mut seen = 0;
+        for (shard, place) in &*places {
+            if let Some(entry) = self.shards[*shard].entries.get_bucket(*place as usize) {
+                // Both, because the entry may lie across two cache lines.
+                seen ^= entry.since ^ u64::from(entry.cell.is_some());
+            }
+        }
+        seen
     }
 
     /// Changes an entry in place with one look-up. Content that only grows (a list) must not shrink in `change`.

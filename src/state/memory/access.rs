@@ -1,5 +1,7 @@
 //! Access to the entries of the current key, through handles.
 
+use std::any::Any;
+
 use perennial_actors::model::KeyGroupRange;
 use serde::Serialize;
 
@@ -121,7 +123,7 @@ impl<K: Key> MemoryBackend<K> {
         let table = self
             .states
             .get_mut(id.index)
-            .and_then(|s| s.table.as_any_mut().downcast_mut::<T>());
+            .and_then(|s| (s.table.as_mut() as &mut dyn Any).downcast_mut::<T>());
         match table {
             Some(table) => Ok(Access {
                 table,
@@ -152,7 +154,7 @@ impl<K: Key> MemoryBackend<K> {
         }
         self.states
             .get(id.index)
-            .and_then(|s| s.table.as_any().downcast_ref::<T>())
+            .and_then(|s| (s.table.as_ref() as &dyn Any).downcast_ref::<T>())
             .ok_or_else(void_handle)
     }
 
