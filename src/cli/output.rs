@@ -49,6 +49,14 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table.trim_fmt()
 }
 
+/// `1 restart`, `2 restarts`.
+pub(crate) fn restarts(count: u32) -> String {
+    match count {
+        1 => "1 restart".to_owned(),
+        _ => format!("{count} restarts"),
+    }
+}
+
 /// `1.2 s`, `3 min 20 s`, `2 h 5 min`.
 pub(crate) fn duration(millis: u64) -> String {
     match millis {
@@ -207,12 +215,12 @@ pub(crate) fn recovery_outcome(recovery: &RecoveryRecord) -> String {
 pub(crate) fn status(status: &JobStatus) -> String {
     let summary = &status.summary;
     let mut text = format!(
-        "{} ({}) is {} for {}, {} restarts\n",
+        "{} ({}) is {} for {}, {}\n",
         summary.name,
         summary.job,
         summary.state,
         duration(summary.duration_ms),
-        summary.restarts
+        restarts(summary.restarts)
     );
     if let Some(note) = &status.note {
         text.push_str(&format!("{note}\n"));
@@ -299,7 +307,7 @@ pub(crate) fn progress(status: &JobStatus, rate: Option<f64>, elapsed: Duration)
             bytes(last.bytes)
         ));
     }
-    text.push_str(&format!(" | {} restarts", summary.restarts));
+    text.push_str(&format!(" | {}", restarts(summary.restarts)));
     if let Some(note) = &status.note
         && summary.state != JobState::Running
     {

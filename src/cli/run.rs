@@ -221,10 +221,10 @@ fn finish(status: &JobStatus) -> Result<ExitCode, CliError> {
         ))),
         state => {
             output::note(&format!(
-                "job {} is {state} after {}, {} restarts",
+                "job {} is {state} after {}, {}",
                 summary.name,
                 output::duration(summary.duration_ms),
-                summary.restarts
+                output::restarts(summary.restarts)
             ));
             Ok(ExitCode::SUCCESS)
         }

@@ -18,8 +18,8 @@ pub(super) const RECORDS_MAX: usize = 8192;
 pub(super) const BATCHES_MAX: usize = 256;
 /// Barriers, watermarks and the like that wait in a channel; they go beside the records' window.
 pub(super) const CONTROLS_MAX: usize = 256;
-/// Emptied batches kept for reuse.
-const FREE_MAX: usize = 4;
+/// Emptied batches kept for reuse: as many as there are in a channel that is full of batches of a usual size.
+const FREE_MAX: usize = 8;
 /// Memory of a batch kept for reuse, in records.
 const FREE_RECORDS_MAX: usize = RECORDS_MAX;
 

@@ -396,8 +396,9 @@ pub enum Flush {
 
 /// A node that takes records of one type.
 pub trait Chained<T>: Lifecycle {
-    /// Takes a batch. Only when drained.
-    fn push(&mut self, batch: Batch<T>);
+    /// Takes the records of a batch. Only when drained. What it leaves is empty, with memory to fill again if the node has some to
+    /// spare: so batches need no allocation each.
+    fn push(&mut self, batch: &mut Batch<T>);
 }
 
 /// What a call of a head came to.

@@ -8,8 +8,8 @@ use perennial_actors::model::{CheckpointBarrier, CheckpointId};
 
 use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{
-    BATCH_RECORDS_MAX, Chained, Flow, Flush, Leftover, Lifecycle, Located, OperatorCapture,
-    OperatorError, OperatorStateStore, Output, SideOutputs, Signal, StartContext, TaskContext,
+    Chained, Flow, Flush, Leftover, Lifecycle, Located, OperatorCapture, OperatorError,
+    OperatorStateStore, Output, SideOutputs, Signal, StartContext, TaskContext,
 };
 use crate::batch::{Batch, MAX_WATERMARK, Timestamp};
 
@@ -120,9 +120,7 @@ impl<O: Operator> Node<O> {
         if !self.emitted.batch.is_empty() {
             // Before the push, which may clone records: until it is done, that is what is under way.
             self.is_output_pending = true;
-            let next = Batch::with_capacity(self.emitted.batch.len().min(BATCH_RECORDS_MAX));
-            self.output
-                .push(std::mem::replace(&mut self.emitted.batch, next));
+            self.output.push(&mut self.emitted.batch);
         }
         if !self.emitted.sides.sides.is_empty() {
             self.is_output_pending = true;
@@ -387,15 +385,12 @@ fn is_event_time_end(signal: Signal) -> bool {
 }
 
 impl<O: Operator> Chained<O::In> for Node<O> {
-    fn push(&mut self, batch: Batch<O::In>) {
+    fn push(&mut self, batch: &mut Batch<O::In>) {
         debug_assert!(
             self.input.is_empty(),
             "batches come when the chain is drained"
         );
         self.given = batch.len();
-        self.input = Pending {
-            values: batch.values.into_iter(),
-            timestamps: batch.timestamps.into_iter(),
-        };
+        self.input.fill(batch);
     }
 }

@@ -55,15 +55,17 @@ impl<T: Record> Output<T> {
         Self { targets }
     }
 
-    /// Hands a batch to every target; each but the last gets a copy.
-    pub(crate) fn push(&mut self, batch: Batch<T>) {
+    /// Hands the records of a batch to every target; each but the last gets a copy. Leaves an empty batch, see [`Chained::push`].
+    pub(crate) fn push(&mut self, batch: &mut Batch<T>) {
         let Some((last, others)) = self.targets.split_last_mut() else {
+            batch.clear();
             return;
         };
         for target in others {
-            target.push(batch.clone());
+            target.push(&mut batch.clone());
         }
         last.push(batch);
+        debug_assert!(batch.is_empty(), "taken");
     }
 }
 
@@ -259,7 +261,7 @@ impl<T: Record> AnySideOutput for SideOutput<T> {
     }
     fn hand_on(&mut self) {
         if !self.batch.is_empty() {
-            self.output.push(std::mem::take(&mut self.batch));
+            self.output.push(&mut self.batch);
         }
     }
     fn resume(&mut self, cx: &mut TaskContext<'_>) -> Result<Flow, OperatorError> {

@@ -21,8 +21,8 @@ const PASS_THROUGH_MIN: usize = BATCH_RECORDS_MAX / 4;
 
 /// Decides which channels a record goes to.
 pub(crate) trait Partitioner<T>: Send {
-    /// Moves the records of `batch` to the targets.
-    fn split(&mut self, batch: Batch<T>, targets: &mut Targets<T>);
+    /// Moves the records of `batch` to the targets, and leaves it empty.
+    fn split(&mut self, batch: &mut Batch<T>, targets: &mut Targets<T>);
 }
 
 /// Buffers and channels, one pair per consumer.
@@ -49,41 +49,55 @@ impl<T: Record> Targets<T> {
         let target = &mut self.targets[target];
         target.buffer.push(value, timestamp);
         if target.buffer.len() >= BATCH_RECORDS_MAX {
-            let next = Batch::with_capacity(BATCH_RECORDS_MAX);
-            let full = std::mem::replace(&mut target.buffer, next);
-            target.channel.push(StreamElement::Batch(full));
+            target.hand_over();
         }
     }
 
-    pub(crate) fn push_batch(&mut self, target: usize, batch: Batch<T>) {
-        if self.targets[target].buffer.is_empty() && batch.len() >= PASS_THROUGH_MIN {
-            self.targets[target]
-                .channel
-                .push(StreamElement::Batch(batch));
+    pub(crate) fn push_batch(&mut self, target: usize, batch: &mut Batch<T>) {
+        let Target { buffer, channel } = &mut self.targets[target];
+        if buffer.is_empty() && batch.len() >= PASS_THROUGH_MIN {
+            let next = std::mem::take(buffer);
+            let whole = std::mem::replace(batch, next);
+            *buffer = channel.recycled();
+            channel.push(StreamElement::Batch(whole));
             return;
         }
-        let mut timestamps = batch.timestamps.into_iter();
-        for value in batch.values {
-            self.push(target, value, timestamps.next());
+        for (value, timestamp) in records(batch) {
+            self.push(target, value, timestamp);
         }
     }
 
     fn hand_over(&mut self) {
         for target in &mut self.targets {
             if !target.buffer.is_empty() {
-                let batch = std::mem::take(&mut target.buffer);
-                target.channel.push(StreamElement::Batch(batch));
+                target.hand_over();
             }
         }
         self.since = None;
     }
 }
 
+impl<T: Record> Target<T> {
+    fn hand_over(&mut self) {
+        let gathered = std::mem::replace(&mut self.buffer, self.channel.recycled());
+        self.channel.push(StreamElement::Batch(gathered));
+    }
+}
+
+/// Takes the records out of a batch and leaves it its memory.
+fn records<T>(batch: &mut Batch<T>) -> impl Iterator<Item = (T, Option<Timestamp>)> {
+    let mut timestamps = batch.timestamps.drain(..);
+    batch
+        .values
+        .drain(..)
+        .map(move |value| (value, timestamps.next()))
+}
+
 /// Subtask i to subtask i.
 pub(crate) struct Forward;
 
 impl<T: Record> Partitioner<T> for Forward {
-    fn split(&mut self, batch: Batch<T>, targets: &mut Targets<T>) {
+    fn split(&mut self, batch: &mut Batch<T>, targets: &mut Targets<T>) {
         targets.push_batch(0, batch);
     }
 }
@@ -94,14 +108,13 @@ pub(crate) struct Rebalance {
 }
 
 impl<T: Record> Partitioner<T> for Rebalance {
-    fn split(&mut self, batch: Batch<T>, targets: &mut Targets<T>) {
+    fn split(&mut self, batch: &mut Batch<T>, targets: &mut Targets<T>) {
         let count = targets.len();
         if self.next >= count {
             self.next = 0;
         }
-        let mut timestamps = batch.timestamps.into_iter();
-        for value in batch.values {
-            targets.push(self.next, value, timestamps.next());
+        for (value, timestamp) in records(batch) {
+            targets.push(self.next, value, timestamp);
             self.next += 1;
             if self.next >= count {
                 self.next = 0;
@@ -114,12 +127,12 @@ impl<T: Record> Partitioner<T> for Rebalance {
 pub(crate) struct Broadcast;
 
 impl<T: Record> Partitioner<T> for Broadcast {
-    fn split(&mut self, batch: Batch<T>, targets: &mut Targets<T>) {
+    fn split(&mut self, batch: &mut Batch<T>, targets: &mut Targets<T>) {
         let Some(last) = targets.len().checked_sub(1) else {
             return;
         };
         for target in 0..last {
-            targets.push_batch(target, batch.clone());
+            targets.push_batch(target, &mut batch.clone());
         }
         targets.push_batch(last, batch);
     }
@@ -154,17 +167,16 @@ where
     K: Key,
     S: Fn(&T) -> K + Send,
 {
-    fn split(&mut self, batch: Batch<T>, targets: &mut Targets<T>) {
+    fn split(&mut self, batch: &mut Batch<T>, targets: &mut Targets<T>) {
         if targets.len() == 1 {
             targets.push_batch(0, batch);
             return;
         }
-        let mut timestamps = batch.timestamps.into_iter();
-        for value in batch.values {
+        for (value, timestamp) in records(batch) {
             targets.begun += 1;
             let group = KeyHash::of(&(self.selector)(&value)).key_group(self.max_parallelism);
             let target = usize::from(self.owners[usize::from(group.0)]);
-            targets.push(target, value, timestamps.next());
+            targets.push(target, value, timestamp);
         }
     }
 }
@@ -226,7 +238,7 @@ impl<T: Record> PartitionWriter<T> {
 }
 
 impl<T: Record> Chained<T> for PartitionWriter<T> {
-    fn push(&mut self, batch: Batch<T>) {
+    fn push(&mut self, batch: &mut Batch<T>) {
         self.has_pushed += batch.len() as u64;
         self.targets.begun = 0;
         self.activity = Activity::Splitting;

@@ -133,6 +133,25 @@ impl<T> Pending<T> {
     pub(super) fn is_empty(&self) -> bool {
         self.values.len() == 0
     }
+
+    /// Takes the records of a batch when none of its own are left, and leaves their memory there.
+    pub(super) fn fill(&mut self, batch: &mut Batch<T>) {
+        let taken = std::mem::take(batch);
+        batch.values = emptied(std::mem::replace(
+            &mut self.values,
+            taken.values.into_iter(),
+        ));
+        batch.timestamps = emptied(std::mem::replace(
+            &mut self.timestamps,
+            taken.timestamps.into_iter(),
+        ));
+    }
+}
+
+/// The memory of an iterator that is at its end: collecting in place is how the standard library gives it back. (If it did not, this
+/// would be an empty vector all the same.)
+fn emptied<T>(rest: IntoIter<T>) -> Vec<T> {
+    rest.filter(|_| false).collect()
 }
 
 impl<T> Iterator for Pending<T> {

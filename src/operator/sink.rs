@@ -66,9 +66,9 @@ impl<T: Record> SinkNode<T> {
 }
 
 impl<T: Record> Chained<T> for SinkNode<T> {
-    fn push(&mut self, mut batch: Batch<T>) {
+    fn push(&mut self, batch: &mut Batch<T>) {
         if self.pending.is_empty() {
-            self.pending = batch;
+            std::mem::swap(&mut self.pending, batch);
         } else {
             self.pending.values.append(&mut batch.values);
             self.pending.timestamps.append(&mut batch.timestamps);
@@ -127,6 +127,9 @@ impl<T: Record> Lifecycle for SinkNode<T> {
             }
             self.writing = None;
             self.is_dirty = true;
+            // What a writer leaves there is not its own any more; the memory serves again.
+            batch.clear();
+            self.pending = batch;
         }
         Ok(Flow::Drained)
     }

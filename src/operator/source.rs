@@ -137,7 +137,7 @@ impl<T: Record> Head for SourceHead<T> {
                 if !is_empty {
                     self.given = self.batch.len();
                     self.activity = Activity::HandingOn;
-                    self.output.push(std::mem::take(&mut self.batch));
+                    self.output.push(&mut self.batch);
                 }
                 self.activity = Activity::None;
                 Ok(match status {

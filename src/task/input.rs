@@ -152,7 +152,8 @@ impl<T: Record> Head for InputHead<T> {
                 *records += batch.len() as u64;
                 self.taken = Some((channel, batch.len()));
                 *records_in += batch.len() as u64;
-                self.chain.push(batch);
+                self.chain.push(&mut batch);
+                self.gate.recycle(channel, batch);
             }
             StreamElement::Watermark(watermark) => {
                 let advance = self.valve.watermark(channel, watermark);

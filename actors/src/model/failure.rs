@@ -234,8 +234,11 @@ impl std::fmt::Display for TaskFailure {
         if let Some(operator) = &self.operator {
             write!(f, "in operator `{operator}` ")?;
         }
-        if let Some(position) = &self.position {
-            write!(f, "at {position} ")?;
+        match &self.position {
+            // Between records: `after lane-0@7`.
+            Some(position) if position.starts_with("after ") => write!(f, "{position} ")?,
+            Some(position) => write!(f, "at {position} ")?,
+            None => {}
         }
         if self.vertex.is_some() || self.attempt.is_some() {
             write!(f, "failed: ")?;

@@ -9,12 +9,10 @@ use crate::state::capture::{Budget, Extent, ShardCursor};
 use crate::state::cell::Cell;
 use crate::state::encoding::take_entry;
 use crate::state::intervals::Intervals;
-use crate::state::table::{EntryKey, Index, LoggedTable};
+use crate::state::table::{EntryKey, Index, LoggedTable, Spot};
 
 /// A table without its types.
-pub(super) trait AnyTable: Send {
-    fn as_any(&self) -> &dyn Any;
-    fn as_any_mut(&mut self) -> &mut dyn Any;
+pub(super) trait AnyTable: Any + Send {
     fn value_type(&self) -> &'static str;
     fn live(&self) -> u64;
     fn first_time(&self) -> Option<Timestamp>;
@@ -41,27 +39,19 @@ pub(super) trait AnyTable: Send {
     fn clear(&mut self, at: usize);
     /// Whether the hash of a key alone leads to its entry, and there are so many entries that they do not stay in the caches.
     fn wants_read_ahead(&self) -> bool;
-    /// Brings entries near the processor; the result only keeps the reads from being optimised away.
-    fn read_ahead(&self, places: &[(usize, u64)]) -> u64;
+    /// See [`LoggedTable::touch`].
+    fn read_ahead(&self, spots: &mut [Spot]) -> u64;
 }
 
 /// Entries of a state from which on reading ahead pays: about what the processor's second cache holds.
 const READ_AHEAD_FROM: u64 = 1 << 14;
 
 impl<Q: EntryKey, C: Cell, I: Index<Q>> AnyTable for LoggedTable<Q, C, I> {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
     fn wants_read_ahead(&self) -> bool {
         Q::IS_KEY_ALONE && self.live >= READ_AHEAD_FROM
     }
-    fn read_ahead(&self, places: &[(usize, u64)]) -> u64 {
-        places
-            .iter()
-            .fold(0, |seen, (shard, hash)| seen ^ self.touch(*shard, *hash))
+    fn read_ahead(&self, spots: &mut [Spot]) -> u64 {
+        self.touch(spots)
     }
     fn value_type(&self) -> &'static str {
         C::type_name()

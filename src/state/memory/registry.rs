@@ -2,6 +2,8 @@
 //!
 //! Invariant: a name stands for one kind of state with one key type; stored entries of another kind are refused, and name the state.
 
+use std::any::Any;
+
 use bytes::Bytes;
 use perennial_actors::model::{CheckpointId, KeyGroup, SegmentKind, StateMeta};
 
@@ -27,7 +29,8 @@ impl<K: Key> MemoryBackend<K> {
         let existing = self.states.iter_mut().position(|s| s.meta.name == name);
         if let Some(index) = existing {
             let state = &mut self.states[index];
-            let is_same = state.table.as_any().is::<LoggedTable<Q, C, I>>();
+            let table: &dyn Any = state.table.as_ref();
+            let is_same = table.is::<LoggedTable<Q, C, I>>();
             if !is_same || state.meta.kind != kind {
                 return Err(incompatible(format!(
                     "it is a {} state of {}, and is registered as a {kind} state of {} \

@@ -11,8 +11,9 @@ use crate::connector::{
 };
 use crate::error::FunctionResult;
 use crate::operator::{
-    ByKey, FlatMapOperator, Forward, KeyedProcess, KeyedProcessFunction, OUTPUT_OF_ONE_CALL_MAX,
-    OutputTag, ProcessContext, SideOutput, WatermarkOperator, WatermarkStrategy,
+    ByKey, FlatMapOperator, Forward, KeyedProcess, KeyedProcessFunction, MapOperator,
+    OUTPUT_OF_ONE_CALL_MAX, OutputTag, ProcessContext, SideOutput, WatermarkOperator,
+    WatermarkStrategy,
 };
 use crate::state::TimeDomain;
 
@@ -65,6 +66,37 @@ fn records<T: Record>(gate: &mut InputGate<T>) -> Vec<T> {
             _ => Vec::new(),
         })
         .collect()
+}
+
+/// Memory of batches is not allocated for each: what a consumer has emptied goes back to the producer, through operators and channels.
+#[tokio::test]
+async fn emptied_batches_come_back_to_be_filled_again() {
+    const WARM_UP: usize = 24;
+    let channels = Channels::new().await;
+    let (mut inputs, gate) = channels.inputs::<u64>(1);
+    let input_channel = &mut inputs[0];
+    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+    let map = node(0, MapOperator::new(|n: u64| Ok(n + 1)), vec![writer]);
+    let mut bench = Bench::new(input(gate, map), 1);
+    for round in 0..100 {
+        let mut batch = input_channel.recycled();
+        if round < WARM_UP {
+            batch.values.reserve(3000);
+        }
+        assert!(batch.is_empty() && batch.values.capacity() >= 3000);
+        batch.values.extend(0..1000);
+        input_channel.push(StreamElement::Batch(batch));
+        assert!(input_channel.flush().unwrap());
+        assert!(matches!(bench.run(), Step::Wait { .. }));
+        let [StreamElement::Batch(mut batch)] = <[_; 1]>::try_from(take(&mut gates[0])).unwrap()
+        else {
+            panic!("a batch");
+        };
+        assert_eq!(batch.values, Vec::from_iter(1..=1000));
+        assert!(round < WARM_UP || batch.values.capacity() >= 5000);
+        batch.values.reserve(5000);
+        gates[0].recycle(0, batch);
+    }
 }
 
 /// The consumer of one channel takes nothing; the record for the other one must not wait for it.
