@@ -262,24 +262,23 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         let Shard { entries, log, .. } = &mut self.shards[at];
         if let Some(place) = found
             && let Some(entry) = entries.get_bucket_mut(place as usize)
+            && entry.cell.is_some()
         {
-            if entry.cell.is_some() {
-                if entry.since != intervals.current {
-                    if intervals.is_logging {
-                        let old = entry.cell.as_ref().map(C::old_of);
-                        entry.mark = C::mark(log.append(intervals, place, entry.since, old));
-                    }
-                    entry.since = intervals.current;
+            if entry.since != intervals.current {
+                if intervals.is_logging {
+                    let old = entry.cell.as_ref().map(C::old_of);
+                    entry.mark = C::mark(log.append(intervals, place, entry.since, old));
                 }
-                // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
-                intervals.is_mutating = true;
-                let result = change(&mut entry.cell);
-                intervals.is_mutating = false;
-                if entry.cell.is_none() {
-                    self.bury(at, intervals, place);
-                }
-                return Ok(result);
+                entry.since = intervals.current;
             }
+            // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
+            intervals.is_mutating = true;
+            let result = change(&mut entry.cell);
+            intervals.is_mutating = false;
+            if entry.cell.is_none() {
+                self.bury(at, intervals, place);
+            }
+            return Ok(result);
         }
         // Absent: the change works on a local, so that nothing is to be logged when it stays absent.
         let mut cell = None;
@@ -307,25 +306,24 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         let Shard { entries, log, .. } = &mut self.shards[at];
         if let Some(place) = found
             && let Some(entry) = entries.get_bucket_mut(place as usize)
+            && let Some(old) = entry.cell.take()
         {
-            if let Some(old) = entry.cell.take() {
-                entry.cell = cell;
-                let is_deleted = entry.cell.is_none();
-                if entry.since == intervals.current {
-                    log.complete(intervals, place, entry.mark, old);
-                } else {
-                    if intervals.is_logging {
-                        // Moved, not a length: the new content does not contain it.
-                        let old = Some(C::into_old(old));
-                        entry.mark = C::mark(log.append(intervals, place, entry.since, old));
-                    }
-                    entry.since = intervals.current;
+            entry.cell = cell;
+            let is_deleted = entry.cell.is_none();
+            if entry.since == intervals.current {
+                log.complete(intervals, place, entry.mark, old);
+            } else {
+                if intervals.is_logging {
+                    // Moved, not a length: the new content does not contain it.
+                    let old = Some(C::into_old(old));
+                    entry.mark = C::mark(log.append(intervals, place, entry.since, old));
                 }
-                if is_deleted {
-                    self.bury(at, intervals, place);
-                }
-                return Ok(());
+                entry.since = intervals.current;
             }
+            if is_deleted {
+                self.bury(at, intervals, place);
+            }
+            return Ok(());
         }
         match cell {
             Some(cell) => self.insert(spot, intervals, found, key, cell),
