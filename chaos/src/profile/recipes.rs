@@ -285,7 +285,6 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
         ),
         // Shown by tests, by the simulator, or later: the catalogue says which.
         Row::P11
-        | Row::A3
         | Row::A7
         | Row::A11
         | Row::N11
@@ -294,7 +293,6 @@ pub(super) fn faults(row: Row, dice: &Dice, cluster: &ClusterShape) -> Vec<Plann
         | Row::T2
         | Row::D2
         | Row::D3
-        | Row::C1
         | Row::C2
         | Row::C3 => Vec::new(),
     }
