@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -15,8 +17,9 @@ use crate::model::LeaderEpoch;
 
 use super::{Candidate, LeaderInfo, Lease, StoreEpochs, newest_from, write_lease};
 
-/// A request that hangs costs this share of the lease at most, so that there is time for another.
-const TRIES_MIN: u32 = 3;
+/// Renewals under way at once: beside one that may hang, another begins after a share of the lease. None is given up before it could not
+/// help any more: a store that is slow is better than none.
+const TRIES_MAX: usize = 3;
 
 /// Why a leadership ended. The process stops leading at once, without touching anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -117,26 +120,44 @@ impl Renewal {
     async fn run(self) -> LeadershipLost {
         let mut counter = 0;
         let mut last_success = Instant::now();
+        let (mut next, mut newest) = (last_success, last_success);
+        let mut tries = FuturesUnordered::new();
         loop {
-            counter += 1;
-            // From before the write: others may have seen it as early as that.
-            let begin = Instant::now();
             let end = last_success + self.lease_duration;
-            let limit = end.min(begin + self.lease_duration / TRIES_MIN);
-            match tokio::time::timeout_at(limit, self.renew(counter)).await {
-                Ok(Ok(None)) => last_success = begin,
-                Ok(Ok(Some(epoch))) => return LeadershipLost::Superseded { epoch },
-                Ok(Err(error)) => tracing::warn!(%error, "leadership not renewed; trying again"),
-                // What hangs may still land: a counter that goes back has moved, too.
-                Err(_elapsed) => {
-                    tracing::warn!(after = ?begin.elapsed(), left = ?end.saturating_duration_since(Instant::now()), "leadership not renewed: the store is silent; trying again");
+            tokio::select! {
+                biased;
+                Some((begin, renewed)) = tries.next(), if !tries.is_empty() => match renewed {
+                    Ok(Ok(None)) => {
+                        last_success = last_success.max(begin);
+                        if begin == newest {
+                            next = begin + self.renew_interval;
+                        }
+                    }
+                    Ok(Ok(Some(epoch))) => return LeadershipLost::Superseded { epoch },
+                    Err(_elapsed) => tracing::warn!("a renewal of the leadership got no answer"),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "leadership not renewed; trying again");
+                        next = next.min(begin + self.renew_interval);
+                    }
+                },
+                () = tokio::time::sleep_until(end) => {
+                    return LeadershipLost::RenewalFailed(self.lease_duration);
+                }
+                () = tokio::time::sleep_until(next), if tries.len() < TRIES_MAX => {
+                    if !tries.is_empty() {
+                        let left = end.saturating_duration_since(Instant::now());
+                        tracing::warn!(?left, "leadership not renewed: the store is silent; asking once more");
+                    }
+                    counter += 1;
+                    // From before the write: others may have seen it as early as that.
+                    let begin = Instant::now();
+                    newest = begin;
+                    // What is given up may still land: a counter that goes back has moved, too.
+                    let renewal = tokio::time::timeout_at(begin + self.lease_duration, self.renew(counter));
+                    tries.push(async move { (begin, renewal.await) });
+                    next = begin + self.lease_duration / TRIES_MAX as u32;
                 }
             }
-            if last_success.elapsed() >= self.lease_duration {
-                return LeadershipLost::RenewalFailed(self.lease_duration);
-            }
-            // At once after one that took its time.
-            tokio::time::sleep_until(begin + self.renew_interval).await;
         }
     }
 

@@ -162,6 +162,17 @@ async fn a_request_that_hangs_costs_a_part_of_the_lease_only() {
     assert!(lost.is_err(), "{lost:?}");
 }
 
+/// O2: a store that takes more than half of the lease for each answer is slow, and the leader leads.
+#[tokio::test(start_paused = true)]
+async fn a_slow_store_does_not_cost_the_leadership() {
+    let (store, net) = (store(), Net::default());
+    let first = lead(net.candidate(&store, 1, Standby)).await.unwrap();
+    let slow = Duration::from_millis(1800);
+    store.faults(move |op, key| ((op, key) == ("put", "lease-1")).then_some(Fault::Slow(slow)));
+    let lost = tokio::time::timeout(LEASE * 10, first.lost()).await;
+    assert!(lost.is_err(), "{lost:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_newest_epoch_is_found_without_a_hint_and_with_a_wrong_one() {
     let (store, net) = (store(), Net::default());

@@ -381,7 +381,7 @@ mod tests {
         let plan = plan(vec![
             at("on-notify", 3, Target::TaskManager(1), kill.clone()),
             at("on-failover", 1, Target::Leader, kill.clone()),
-            at("before-epoch-claim", 1, Target::Leader, kill.clone()),
+            at("before-epoch-claim", 1, Target::Leader, kill),
             at(
                 "on-open",
                 2,
