@@ -310,6 +310,7 @@ pub struct KeyedProcess<F, K, T, S> {
     /// Of the records that are processed next; scratch space.
     keys: Vec<(K, KeyHash)>,
     is_reading_ahead: bool,
+    places: Vec<(usize, u64)>,
     _types: PhantomData<fn(T) -> K>,
 }
 
@@ -324,6 +325,7 @@ impl<F, K, T, S> KeyedProcess<F, K, T, S> {
             next_processing_timer: None,
             keys: Vec::new(),
             is_reading_ahead: false,
+            places: Vec::new(),
             _types: PhantomData,
         }
     }
@@ -378,15 +380,15 @@ where
                 (key, hash)
             }));
         self.is_reading_ahead = false;
-        backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash));
-        for (index, (key, hash)) in self.keys.iter().enumerate() {
+        backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.places);
+        for (key, hash) in &self.keys {
             if out.is_any_full() {
                 break;
             }
             let Some((value, timestamp)) = input.next() else {
                 break;
             };
-            backend.set_key_ahead(index, key, *hash);
+            backend.set_current_key(key, *hash);
             let mut context = ProcessContext {
                 backend,
                 batch: &mut out.batch,

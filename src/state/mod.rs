@@ -247,18 +247,15 @@ impl<K: Key> KeyedBackend<K> {
         memory.set_current_key(key, hash);
     }
 
-    /// Brings the entries of the next keys near the processor.
+    /// Brings the entries of the next keys near the processor. `places` is scratch space, kept by the caller.
     #[inline]
-    pub(crate) fn read_ahead(&mut self, hashes: impl Iterator<Item = KeyHash>) {
+    pub(crate) fn read_ahead(
+        &self,
+        hashes: impl Iterator<Item = KeyHash>,
+        places: &mut Vec<(usize, u64)>,
+    ) {
         let Self::Memory(memory) = self;
-        memory.read_ahead(hashes);
-    }
-
-    /// Sets one of the keys that were read ahead, whose hash came at this index.
-    #[inline]
-    pub(crate) fn set_key_ahead(&mut self, index: usize, key: &K, hash: KeyHash) {
-        let Self::Memory(memory) = self;
-        memory.set_key_ahead(index, key, hash);
+        memory.read_ahead(hashes, places);
     }
 
     /// The key that all handles work on.

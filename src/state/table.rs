@@ -20,9 +20,6 @@ use crate::key::KeyHash;
 /// `since` of an entry that was never there: above every interval, so that no capture takes it for older than its barrier.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// No place.
-const NOWHERE: u32 = u32::MAX;
-
 /// Deletions listed beyond twice the number of places before the list is compacted.
 const TOMBSTONES_SLACK: usize = 64;
 
@@ -51,23 +48,6 @@ pub(super) trait Index<Q>: Default + Send + 'static {
     /// For timers: the earliest time.
     fn first_time(&self) -> Option<Timestamp> {
         None
-    }
-}
-
-/// Where an entry is to be looked for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Spot {
-    pub(super) shard: usize,
-    pub(super) hash: u64,
-    /// Where an entry with this hash was seen lately. Only a hint: what is there now may be another, or nothing.
-    hint: u32,
-}
-
-impl Spot {
-    #[inline]
-    pub(super) fn new(shard: usize, hash: u64) -> Self {
-        let hint = NOWHERE;
-        Self { shard, hash, hint }
     }
 }
 
@@ -133,12 +113,8 @@ impl<Q: EntryKey, C: Cell> Shard<Q, C> {
     }
 
     #[inline]
-    fn find(&self, spot: Spot, is: impl Fn(&Q) -> bool) -> Option<u32> {
-        if self.at(spot.hint).is_some_and(|e| is(&e.key)) {
-            return Some(spot.hint);
-        }
-        let found = self.entries.find_bucket_index(spot.hash, |e| is(&e.key));
-        found.map(|place| place as u32)
+    fn find(&self, hash: u64, is: impl Fn(&Q) -> bool) -> Option<&Entry<Q, C>> {
+        self.entries.find(hash, |e| is(&e.key))
     }
 
     /// Puts an entry that is not there; its place.
@@ -219,27 +195,30 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
 
     /// Reads an entry.
     #[inline]
-    pub(super) fn get(&self, spot: Spot, is: impl Fn(&Q) -> bool) -> Option<&C::Content> {
-        let shard = &self.shards[spot.shard];
-        shard.at(shard.find(spot, is)?)?.cell.as_ref()
+    pub(super) fn get(
+        &self,
+        shard: usize,
+        hash: u64,
+        is: impl Fn(&Q) -> bool,
+    ) -> Option<&C::Content> {
+        self.shards[shard].find(hash, is)?.cell.as_ref()
     }
 
-    /// Brings the entries that hashes lead to near the processor, and notes where they are; the result only keeps the reads from
-    /// being optimised away. Spots in no shard are passed over.
+    /// Brings the entries that hashes lead to near the processor; the result only keeps the reads from being optimised away.
     ///
     /// In two passes, because the processor looks only some hundred instructions ahead: the first finds places, which needs the
     /// tags alone (they mostly stay in the caches), so that the second is short and many of its cache misses are under way at once.
-    pub(super) fn touch(&self, spots: &mut [Spot]) -> u64 {
-        for spot in &mut *spots {
-            if let Some(shard) = self.shards.get(spot.shard) {
-                let found = shard.entries.find_bucket_index(spot.hash, |_| true);
-                spot.hint = found.map_or(NOWHERE, |place| place as u32);
-            }
+    pub(super) fn touch(&self, places: &mut [(usize, u64)]) -> u64 {
+        for (shard, place) in &mut *places {
+            let hash = *place;
+            let found = self.shards[*shard]
+                .entries
+                .find_bucket_index(hash, |_| true);
+            *place = found.map_or(u64::MAX, |at| at as u64);
         }
         let mut seen = 0;
-        for spot in &*spots {
-            let shard = self.shards.get(spot.shard);
-            if let Some(entry) = shard.and_then(|s| s.at(spot.hint)) {
+        for (shard, place) in &*places {
+            if let Some(entry) = self.shards[*shard].entries.get_bucket(*place as usize) {
                 // Both, because the entry may lie across two cache lines.
                 seen ^= entry.since ^ u64::from(entry.cell.is_some());
             }
@@ -251,34 +230,36 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     #[inline]
     pub(super) fn modify<R>(
         &mut self,
-        spot: Spot,
+        at: usize,
         intervals: &mut Intervals,
+        hash: u64,
         is: impl Fn(&Q) -> bool,
         key: impl FnOnce() -> Q,
         change: impl FnOnce(&mut Option<C::Content>) -> R,
     ) -> Result<R, String> {
-        let at = spot.shard;
-        let found = self.shards[at].find(spot, is);
         let Shard { entries, log, .. } = &mut self.shards[at];
-        if let Some(place) = found
-            && let Some(entry) = entries.get_bucket_mut(place as usize)
-            && entry.cell.is_some()
-        {
-            if entry.since != intervals.current {
-                if intervals.is_logging {
-                    let old = entry.cell.as_ref().map(C::old_of);
-                    entry.mark = C::mark(log.append(intervals, place, entry.since, old));
+        let mut tombstone = None;
+        if let Ok(mut found) = entries.find_entry(hash, |e| is(&e.key)) {
+            let place = found.bucket_index() as u32;
+            let entry = found.get_mut();
+            if entry.cell.is_some() {
+                if entry.since != intervals.current {
+                    if intervals.is_logging {
+                        let old = entry.cell.as_ref().map(C::old_of);
+                        entry.mark = C::mark(log.append(intervals, place, entry.since, old));
+                    }
+                    entry.since = intervals.current;
                 }
-                entry.since = intervals.current;
+                // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
+                intervals.is_mutating = true;
+                let result = change(&mut entry.cell);
+                intervals.is_mutating = false;
+                if entry.cell.is_none() {
+                    self.bury(at, intervals, place);
+                }
+                return Ok(result);
             }
-            // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
-            intervals.is_mutating = true;
-            let result = change(&mut entry.cell);
-            intervals.is_mutating = false;
-            if entry.cell.is_none() {
-                self.bury(at, intervals, place);
-            }
-            return Ok(result);
+            tombstone = Some(place);
         }
         // Absent: the change works on a local, so that nothing is to be logged when it stays absent.
         let mut cell = None;
@@ -286,7 +267,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         let result = change(&mut cell);
         intervals.is_mutating = false;
         if let Some(cell) = cell {
-            self.insert(spot, intervals, found, key, cell)?;
+            self.insert(at, intervals, tombstone, hash, key, cell)?;
         }
         Ok(result)
     }
@@ -295,38 +276,40 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     #[inline]
     pub(super) fn put(
         &mut self,
-        spot: Spot,
+        at: usize,
         intervals: &mut Intervals,
+        hash: u64,
         is: impl Fn(&Q) -> bool,
         key: impl FnOnce() -> Q,
         cell: Option<C::Content>,
     ) -> Result<(), String> {
-        let at = spot.shard;
-        let found = self.shards[at].find(spot, is);
         let Shard { entries, log, .. } = &mut self.shards[at];
-        if let Some(place) = found
-            && let Some(entry) = entries.get_bucket_mut(place as usize)
-            && let Some(old) = entry.cell.take()
-        {
-            entry.cell = cell;
-            let is_deleted = entry.cell.is_none();
-            if entry.since == intervals.current {
-                log.complete(intervals, place, entry.mark, old);
-            } else {
-                if intervals.is_logging {
-                    // Moved, not a length: the new content does not contain it.
-                    let old = Some(C::into_old(old));
-                    entry.mark = C::mark(log.append(intervals, place, entry.since, old));
+        let mut tombstone = None;
+        if let Ok(mut found) = entries.find_entry(hash, |e| is(&e.key)) {
+            let place = found.bucket_index() as u32;
+            let entry = found.get_mut();
+            if let Some(old) = entry.cell.take() {
+                entry.cell = cell;
+                let is_deleted = entry.cell.is_none();
+                if entry.since == intervals.current {
+                    log.complete(intervals, place, entry.mark, old);
+                } else {
+                    if intervals.is_logging {
+                        // Moved, not a length: the new content does not contain it.
+                        let old = Some(C::into_old(old));
+                        entry.mark = C::mark(log.append(intervals, place, entry.since, old));
+                    }
+                    entry.since = intervals.current;
                 }
-                entry.since = intervals.current;
+                if is_deleted {
+                    self.bury(at, intervals, place);
+                }
+                return Ok(());
             }
-            if is_deleted {
-                self.bury(at, intervals, place);
-            }
-            return Ok(());
+            tombstone = Some(place);
         }
         match cell {
-            Some(cell) => self.insert(spot, intervals, found, key, cell),
+            Some(cell) => self.insert(at, intervals, tombstone, hash, key, cell),
             None => Ok(()),
         }
     }
@@ -336,13 +319,13 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     #[inline(never)]
     fn insert(
         &mut self,
-        spot: Spot,
+        at: usize,
         intervals: &mut Intervals,
         tombstone: Option<u32>,
+        hash: u64,
         key: impl FnOnce() -> Q,
         cell: C::Content,
     ) -> Result<(), String> {
-        let at = spot.shard;
         let shard = &mut self.shards[at];
         let place = match tombstone {
             Some(place) => place,
@@ -353,7 +336,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                     cell: None,
                     mark: C::Mark::default(),
                 };
-                shard.add(spot.hash, entry)?
+                shard.add(hash, entry)?
             }
         };
         let Shard { entries, log, .. } = shard;

@@ -151,15 +151,15 @@ impl<N: Namespace> Timers<N> {
     ) -> Result<(), StateError> {
         let id = self.id(domain);
         let KeyedBackend::Memory(memory) = access.backend();
-        let spot = memory.spot_in(id, namespace, &time)?;
+        let hash = memory.hash_in(id, namespace, &time)?;
         let at = memory.access::<Table<A::Key, N>>(id)?;
         let is = |entry: &TimerKey<A::Key, N>| entry.is_of(at.key, namespace, &time);
         // Most registrations of windows find the timer there: no change, so nothing for the log.
-        if at.table.get(spot, is) == is_set.as_ref() {
+        if at.table.get(at.shard, hash, is) == is_set.as_ref() {
             return Ok(());
         }
         let key = || Composite::of(at.key, namespace, &time);
-        let result = at.table.put(spot, at.intervals, is, key, is_set);
+        let result = at.table.put(at.shard, at.intervals, hash, is, key, is_set);
         memory.check_limit();
         result.map_err(StateError::Backend)
     }

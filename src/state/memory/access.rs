@@ -10,7 +10,7 @@ use crate::key::{Key, KeyHash};
 use crate::state::cell::Cell;
 use crate::state::composite::{Composite, MapKey, table_hash};
 use crate::state::intervals::Intervals;
-use crate::state::table::{Index, LoggedTable, Spot};
+use crate::state::table::{Index, LoggedTable};
 use crate::state::{Namespace, StateError};
 
 /// The table of a state with namespaces and, for maps and timers, one more part.
@@ -22,6 +22,7 @@ pub(in crate::state) struct Access<'a, K, T> {
     pub(in crate::state) intervals: &'a mut Intervals,
     pub(in crate::state) key: &'a K,
     pub(in crate::state) hash: KeyHash,
+    pub(in crate::state) shard: usize,
 }
 
 impl<K: Key> MemoryBackend<K> {
@@ -39,10 +40,11 @@ impl<K: Key> MemoryBackend<K> {
         C: Cell,
         I: Index<Composite<K, N, M>>,
     {
-        let spot = self.spot_in(id, namespace, extra)?;
+        let hash = self.hash_in(id, namespace, extra)?;
         let at = self.access::<TableOf<K, N, M, C, I>>(id)?;
-        let is = |entry: &Composite<K, N, M>| entry.is_of(at.key, namespace, extra);
-        Ok(at.table.get(spot, is))
+        Ok(at.table.get(at.shard, hash, |entry| {
+            entry.is_of(at.key, namespace, extra)
+        }))
     }
 
     /// Changes an entry of the current key in place with one look-up. `None` in the option means absent, before and after.
@@ -60,11 +62,12 @@ impl<K: Key> MemoryBackend<K> {
         C: Cell,
         I: Index<Composite<K, N, M>>,
     {
-        let spot = self.spot_in(id, namespace, extra)?;
+        let hash = self.hash_in(id, namespace, extra)?;
         let at = self.access::<TableOf<K, N, M, C, I>>(id)?;
         let result = at.table.modify(
-            spot,
+            at.shard,
             at.intervals,
+            hash,
             |entry| entry.is_of(at.key, namespace, extra),
             || Composite::of(at.key, namespace, extra),
             change,
@@ -88,11 +91,12 @@ impl<K: Key> MemoryBackend<K> {
         C: Cell,
         I: Index<Composite<K, N, M>>,
     {
-        let spot = self.spot_in(id, namespace, extra)?;
+        let hash = self.hash_in(id, namespace, extra)?;
         let at = self.access::<TableOf<K, N, M, C, I>>(id)?;
         let result = at.table.put(
-            spot,
+            at.shard,
             at.intervals,
+            hash,
             |entry| entry.is_of(at.key, namespace, extra),
             || Composite::of(at.key, namespace, extra),
             content,
@@ -110,7 +114,7 @@ impl<K: Key> MemoryBackend<K> {
         let Some(key) = &self.current else {
             return Err(no_key());
         };
-        if self.current_spot.shard == usize::MAX {
+        if self.current_shard == usize::MAX {
             return Err(foreign_key(key, self.range));
         }
         if id.attempt != self.attempt {
@@ -126,25 +130,21 @@ impl<K: Key> MemoryBackend<K> {
                 intervals: &mut self.intervals,
                 key,
                 hash: self.current_hash,
+                shard: self.current_shard,
             }),
             None => Err(void_handle()),
         }
     }
 
-    /// Where an entry of the current key is in its table.
+    /// Where an entry of the current key is in its table's index.
     #[inline]
-    pub(in crate::state) fn spot_in<N: Serialize, M: Serialize>(
+    pub(in crate::state) fn hash_in<N: Serialize, M: Serialize>(
         &self,
         id: StateId,
         namespace: &N,
         extra: &M,
-    ) -> Result<Spot, StateError> {
-        if size_of::<N>() == 0 && size_of::<M>() == 0 {
-            return Ok(self.current_spot);
-        }
-        let hash = table_hash(self.current_hash, namespace, extra)
-            .map_err(|message| self.encode_error(id, message))?;
-        Ok(Spot::new(self.current_spot.shard, hash))
+    ) -> Result<u64, StateError> {
+        table_hash(self.current_hash, namespace, extra).map_err(|m| self.encode_error(id, m))
     }
 
     /// The table behind a handle, without a key.

@@ -9,7 +9,7 @@ use crate::state::capture::{Budget, Extent, ShardCursor};
 use crate::state::cell::Cell;
 use crate::state::encoding::take_entry;
 use crate::state::intervals::Intervals;
-use crate::state::table::{EntryKey, Index, LoggedTable, Spot};
+use crate::state::table::{EntryKey, Index, LoggedTable};
 
 /// A table without its types.
 pub(super) trait AnyTable: Any + Send {
@@ -39,8 +39,8 @@ pub(super) trait AnyTable: Any + Send {
     fn clear(&mut self, at: usize);
     /// Whether the hash of a key alone leads to its entry, and there are so many entries that they do not stay in the caches.
     fn wants_read_ahead(&self) -> bool;
-    /// See [`LoggedTable::touch`].
-    fn read_ahead(&self, spots: &mut [Spot]) -> u64;
+    /// Brings the entries of the given shards and hashes near the processor; uses the list as scratch space.
+    fn read_ahead(&self, hashes: &mut [(usize, u64)]) -> u64;
 }
 
 /// Entries of a state from which on reading ahead pays: about what the processor's second cache holds.
@@ -50,8 +50,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> AnyTable for LoggedTable<Q, C, I> {
     fn wants_read_ahead(&self) -> bool {
         Q::IS_KEY_ALONE && self.live >= READ_AHEAD_FROM
     }
-    fn read_ahead(&self, spots: &mut [Spot]) -> u64 {
-        self.touch(spots)
+    fn read_ahead(&self, hashes: &mut [(usize, u64)]) -> u64 {
+        self.touch(hashes)
     }
     fn value_type(&self) -> &'static str {
         C::type_name()

@@ -17,7 +17,6 @@ use self::history::Capture;
 use super::hash::spread;
 use super::intervals::Intervals;
 use super::loading::Waiting;
-use super::table::Spot;
 use super::{StateFigures, StateLimits, TimeDomain};
 use crate::batch::Timestamp;
 use crate::key::{Key, KeyHash};
@@ -48,10 +47,8 @@ pub struct MemoryBackend<K: Key> {
     attempt: u64,
     current: Option<K>,
     current_hash: KeyHash,
-    /// Of the current key alone; beyond all shards when the key is not ours.
-    current_spot: Spot,
-    /// Of the keys that were read ahead.
-    ahead: Vec<Spot>,
+    /// Of the current key; beyond all shards when the key is not ours.
+    current_shard: usize,
     states: Vec<State>,
     event_timers: Vec<usize>,
     processing_timers: Vec<usize>,
@@ -72,8 +69,7 @@ impl<K: Key> MemoryBackend<K> {
             attempt: 0,
             current: None,
             current_hash: KeyHash(0),
-            current_spot: Spot::new(usize::MAX, 0),
-            ahead: Vec::new(),
+            current_shard: usize::MAX,
             states: Vec::new(),
             event_timers: Vec::new(),
             processing_timers: Vec::new(),
@@ -86,42 +82,31 @@ impl<K: Key> MemoryBackend<K> {
 
     #[inline]
     pub(super) fn set_current_key(&mut self, key: &K, hash: KeyHash) {
-        self.set_key_at(self.spot_of(hash), key, hash);
-    }
-
-    #[inline]
-    fn set_key_at(&mut self, spot: Spot, key: &K, hash: KeyHash) {
         match &mut self.current {
             Some(current) => current.clone_from(key),
             None => self.current = Some(key.clone()),
         }
         self.current_hash = hash;
-        self.current_spot = spot;
+        self.current_shard = self.shard_of(hash);
     }
 
     /// Brings the entries of the next keys near the processor, so that their cache misses overlap. Changes nothing. Only the first
     /// state that is large and not scoped further is read ahead: what else the function touches is not known here.
-    pub(super) fn read_ahead(&mut self, hashes: impl Iterator<Item = KeyHash>) {
-        let mut spots = std::mem::take(&mut self.ahead);
-        spots.clear();
-        if let Some(state) = self.states.iter().find(|s| s.table.wants_read_ahead()) {
-            spots.extend(hashes.map(|hash| self.spot_of(hash)));
-            std::hint::black_box(state.table.read_ahead(&mut spots));
-        }
-        self.ahead = spots;
-    }
-
-    /// Makes one of the keys that were read ahead the current one: whose hash came at this index.
-    #[inline]
-    pub(super) fn set_key_ahead(&mut self, index: usize, key: &K, hash: KeyHash) {
-        let ahead = self.ahead.get(index).copied();
-        self.set_key_at(ahead.unwrap_or_else(|| self.spot_of(hash)), key, hash);
-    }
-
-    /// Where an entry of a key alone is.
-    #[inline]
-    fn spot_of(&self, hash: KeyHash) -> Spot {
-        Spot::new(self.shard_of(hash), spread(hash.0))
+    pub(super) fn read_ahead(
+        &self,
+        hashes: impl Iterator<Item = KeyHash>,
+        places: &mut Vec<(usize, u64)>,
+    ) {
+        let Some(state) = self.states.iter().find(|s| s.table.wants_read_ahead()) else {
+            return;
+        };
+        places.clear();
+        places.extend(
+            hashes
+                .map(|hash| (self.shard_of(hash), spread(hash.0)))
+                .filter(|(shard, _)| *shard != usize::MAX),
+        );
+        std::hint::black_box(state.table.read_ahead(places));
     }
 
     /// Beyond all shards when the key is not ours.
@@ -151,7 +136,7 @@ impl<K: Key> MemoryBackend<K> {
     pub(super) fn begin_attempt(&mut self) {
         self.attempt += 1;
         self.current = None;
-        self.current_spot = Spot::new(usize::MAX, 0);
+        self.current_shard = usize::MAX;
         self.event_timers.clear();
         self.processing_timers.clear();
         self.declined.clear();
