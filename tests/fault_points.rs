@@ -20,10 +20,14 @@ fn run(point: &str) -> Run {
     plan.workload.events = EVENTS;
     plan.cluster.job_managers = 1;
     // Every failure is followed by another try.
-    plan.settings.retain(|key, _| !key.starts_with("restart-strategy"));
+    plan.settings
+        .retain(|key, _| !key.starts_with("restart-strategy"));
     for (key, value) in [
         ("restart-strategy.type", "exponential-delay"),
-        ("restart-strategy.exponential-delay.initial-backoff", "100ms"),
+        (
+            "restart-strategy.exponential-delay.initial-backoff",
+            "100ms",
+        ),
         ("execution.checkpointing.interval", "200ms"),
     ] {
         plan.settings.insert(key.to_owned(), value.to_owned());

@@ -14,8 +14,8 @@ use perennial_actors::fault::{FaultSite, Sabotage};
 use perennial_actors::model::JobState;
 use perennial_chaos::node::sites;
 use perennial_chaos::oracle::committed_lines;
-use perennial_chaos::process::{BINARY, ClusterPlan, ProcessCluster};
 use perennial_chaos::plan::WorkloadPlan;
+use perennial_chaos::process::{BINARY, ClusterPlan, ProcessCluster};
 use perennial_chaos::workload;
 
 const CHAOS_NODE: &str = env!("CARGO_BIN_EXE_perennial-chaos-node");

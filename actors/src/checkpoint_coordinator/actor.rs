@@ -1,5 +1,6 @@
 //! The shell: mailbox, timers, spawned store work. What is decided lies in `state.rs`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
@@ -91,6 +92,8 @@ pub(super) enum Message {
     },
     Retained {
         deleted_below: CheckpointId,
+        /// Records that could not be replaced.
+        standing: BTreeSet<CheckpointId>,
     },
     Cleaned,
     Ended,

@@ -67,6 +67,10 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
     let names = |resource: &str| strike.nodes.iter().any(|n| n == resource);
     let is_store = matches!(strike.what, Fault::Store(_));
     let is_data = matches!(strike.what, Fault::Data(_));
+    let is_code = matches!(
+        strike.what,
+        Fault::UserPanic { .. } | Fault::UserError { .. } | Fault::ActorPanic(_)
+    );
     match cause {
         FailureKind::TaskManagerLost { resource, .. } => {
             names(&resource.0) || strike.hits_job_manager
@@ -74,11 +78,12 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         FailureKind::PeerLost { resource, .. } => {
             names(&resource.0) || strike.is_data_link || strike.hits_job_manager
         }
+        // A store may cost a leader its leadership.
         FailureKind::NoSlots { .. }
         | FailureKind::Actor { .. }
-        | FailureKind::CancellationTimeout { .. } => !is_store,
+        | FailureKind::CancellationTimeout { .. } => !is_store || strike.hits_job_manager,
         FailureKind::Checkpoints { .. } | FailureKind::DamagedSnapshot { .. } => true,
-        FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data,
+        FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data || is_code,
         FailureKind::Panic { .. } | FailureKind::User { .. } => {
             is_data
                 || matches!(
@@ -88,9 +93,9 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         }
         FailureKind::Fenced { .. } => strike.hits_job_manager,
         FailureKind::IncompatibleState { .. } => is_store,
-        FailureKind::Limit { .. }
-        | FailureKind::BuildMismatch { .. }
-        | FailureKind::Internal { .. } => false,
+        // Code that was made to fail, and whoever waited for its answer.
+        FailureKind::Internal { .. } => is_code,
+        FailureKind::Limit { .. } | FailureKind::BuildMismatch { .. } => false,
     }
 }
 
