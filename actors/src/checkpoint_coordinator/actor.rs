@@ -1,6 +1,7 @@
 //! The shell: mailbox, timers, spawned store work. What is decided lies in `state.rs`.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -94,6 +95,8 @@ pub(super) enum Message {
     },
     Retained {
         deleted_below: CheckpointId,
+        /// Records that could not be replaced.
+        standing: BTreeSet<CheckpointId>,
     },
     Cleaned,
     Ended,

@@ -162,6 +162,8 @@ pub(super) struct State {
     garbage: BTreeMap<CheckpointId, Vec<String>>,
     dead_savepoints: VecDeque<(CheckpointId, Arc<dyn Store>)>,
     is_retaining: bool,
+    /// No longer to be chosen, while their records may still stand: whoever leads next must know of them, for their objects.
+    retiring: BTreeSet<CheckpointId>,
     deleted_below: CheckpointId,
     /// Bounded: the one JobMaster asks once, at the end.
     asked_for_last: Vec<oneshot::Sender<Option<CheckpointId>>>,
@@ -206,6 +208,7 @@ impl State {
             garbage: BTreeMap::new(),
             dead_savepoints: VecDeque::new(),
             is_retaining: false,
+            retiring: BTreeSet::new(),
             deleted_below: CheckpointId(1),
             asked_for_last: Vec::new(),
             ending: None,
@@ -263,8 +266,12 @@ impl State {
                 result,
                 reply,
             } => self.on_start_from_loaded(skipped, result, reply),
-            Message::Retained { deleted_below } => {
+            Message::Retained {
+                deleted_below,
+                standing,
+            } => {
                 self.is_retaining = false;
+                self.retiring = standing;
                 self.deleted_below = self.deleted_below.max(deleted_below);
             }
             Message::Ended => {
@@ -458,12 +465,18 @@ impl State {
             .collect()
     }
 
-    fn write_hint(&mut self) {
-        let hint = Hint {
+    /// Where the next leader begins to look.
+    fn hint(&self) -> Hint {
+        let standing: BTreeSet<_> = self.completed.keys().chain(&self.retiring).collect();
+        Hint {
             next: self.sequence.last_decided().next(),
-            retained: self.completed.keys().copied().collect(),
+            retained: standing.into_iter().copied().collect(),
             deleted_below: self.deleted_below,
-        };
+        }
+    }
+
+    fn write_hint(&mut self) {
+        let hint = self.hint();
         let store = Arc::clone(&self.config.store);
         self.spawn(async move {
             hint.write(&*store).await;

@@ -924,6 +924,39 @@ async fn a_new_leader_sweeps_what_an_undone_checkpoint_left() {
     );
 }
 
+/// Found by the simulator (seed 172): a record that could not be retired any more still names its objects.
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_keeps_the_objects_of_a_record_that_was_being_retired() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    leader.checkpoint(&world).await;
+    world.store.faults(|op, key| {
+        (op == "put" && key.ends_with("chk-2/_metadata")).then_some(Fault::LoseRequest)
+    });
+    leader.checkpoint(&world).await;
+    leader.checkpoint(&world).await; // The hint for the next leader was written after the one before.
+    leader.handle.stop();
+    let next = world.lead(2).await;
+    assert_eq!(next.restored().await, Some(4));
+    assert!(world.is_completed(2), "its record stands");
+    let shared = world.shared();
+    assert!(shared.iter().any(|k| k.contains("-c2-")), "{shared:?}");
+}
+
+/// Found by the simulator (seed 77): what a checkpoint left that never got a number survived the job.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_sweeps_objects_of_numbers_that_were_never_decided() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    leader.checkpoint(&world).await;
+    let stray = world.shared()[0].replace("-c2-", "-c9-");
+    world.store.insert(&stray, Bytes::from_static(b"x"));
+    leader.terminate(JobState::Finished).await;
+    assert_eq!(world.shared(), Vec::<String>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_history_is_bounded_and_survives_the_job_manager() {
     let mut world = World::new();

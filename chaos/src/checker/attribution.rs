@@ -67,12 +67,12 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
     let names = |resource: &str| strike.nodes.iter().any(|n| n == resource);
     let is_store = matches!(strike.what, Fault::Store(_));
     let is_data = matches!(strike.what, Fault::Data(_));
-    let is_inside = matches!(
+    let is_code = matches!(
         strike.what,
         Fault::UserPanic { .. } | Fault::UserError { .. } | Fault::ActorPanic(_)
     );
     // At a fault point it may come out as any kind, but with its words.
-    if is_inside && cause.to_string().contains("injected") {
+    if is_code && cause.to_string().contains("injected") {
         return true;
     }
     match cause {
@@ -87,7 +87,7 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         | FailureKind::Actor { .. }
         | FailureKind::CancellationTimeout { .. } => !is_store || strike.hits_job_manager,
         FailureKind::Checkpoints { .. } | FailureKind::DamagedSnapshot { .. } => true,
-        FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data,
+        FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data || is_code,
         FailureKind::Panic { .. } | FailureKind::User { .. } => {
             is_data
                 || matches!(
@@ -97,9 +97,9 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         }
         FailureKind::Fenced { .. } => strike.hits_job_manager,
         FailureKind::IncompatibleState { .. } => is_store,
-        FailureKind::Limit { .. }
-        | FailureKind::BuildMismatch { .. }
-        | FailureKind::Internal { .. } => false,
+        // Code that was made to fail, and whoever waited for its answer.
+        FailureKind::Internal { .. } => is_code,
+        FailureKind::Limit { .. } | FailureKind::BuildMismatch { .. } => false,
     }
 }
 

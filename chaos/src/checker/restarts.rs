@@ -106,6 +106,7 @@ pub fn check_restarts(settings: &RestartSettings, recoveries: &[RecoveryRecord])
             broken.push(format!("{what}: {error}"));
         }
         if let Decision::Restart { delay_ms, .. } = decision
+            && seen.is_alone
             && let Some((stop, delay)) = recovery.phases.stop_ms.zip(recovery.phases.delay_ms)
             && stop + delay + SLACK_MS < delay_ms
         {

@@ -445,6 +445,12 @@ impl Cluster {
             && self.task_managers.iter().all(Machine::is_up)
     }
 
+    /// Whether calls of the store meet faults, or its listings stand still.
+    pub(super) fn is_store_ill(&self) -> bool {
+        let is_frozen = |(_, later): &(Instant, Later)| matches!(later, Later::FreshListings);
+        self.stores.is_ailing() || self.later.iter().any(is_frozen)
+    }
+
     /// Ends all faults now.
     pub(super) async fn heal(&mut self) {
         self.later

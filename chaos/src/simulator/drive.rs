@@ -19,8 +19,8 @@ const ARMED_MAX: Duration = Duration::from_secs(6);
 const RUNS_AGAIN_MAX: Duration = Duration::from_secs(45);
 /// After healing, the job must end within this time, besides the length of its input.
 const ENDS_MAX: Duration = Duration::from_secs(90);
-/// After that a checkpoint must complete within two intervals, its own timeout and this.
-const CHECKPOINT_SLACK: Duration = Duration::from_secs(2);
+/// After that a checkpoint must complete within two intervals, its own timeout and this: calls of an ill store that still wait for an answer.
+const CHECKPOINT_SLACK: Duration = Duration::from_secs(15);
 /// No run takes longer, healed or not.
 const RUN_MAX: Duration = Duration::from_secs(900);
 
@@ -43,8 +43,8 @@ pub(super) struct Drive {
     /// The next checkpoint did not complete in time.
     pub(super) is_checkpoint_late: bool,
     pub(super) accepted: Option<Instant>,
-    /// The last moment at which something was struck or undone.
-    pub(super) disturbed: Option<Instant>,
+    /// The last moment at which the store did not do what it was asked to, or did not show it.
+    pub(super) store_was_ill: Option<Instant>,
 }
 
 /// What the triggers look at.
@@ -116,6 +116,9 @@ pub(super) async fn drive(
             }
             (next, triggers) = (next + 1, None);
         }
+        if cluster.is_store_ill() {
+            drive.store_was_ill = Some(now);
+        }
         let is_over = next == plan.faults.len()
             && cluster.is_healthy()
             && !cluster.fuse.is_burning()
@@ -123,7 +126,6 @@ pub(super) async fn drive(
         if !is_over {
             drive.healed = None;
             drive.ran_again = None;
-            drive.disturbed = Some(now);
         } else if drive.healed.is_none() {
             drive.healed = Some(now);
         }
@@ -190,7 +192,6 @@ fn strike_points(
         drive.nodes.push(victims);
         drive.healed = None;
         drive.ran_again = None;
-        drive.disturbed = Some(now);
     }
 }
 

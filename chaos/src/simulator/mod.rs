@@ -51,6 +51,8 @@ use crate::workload::{self, Fuse, Output};
 const TICK: Duration = Duration::from_millis(10);
 /// Where checkpoints lie.
 const JOBS: &str = "checkpoints";
+/// Where savepoints lie.
+const SAVEPOINTS: &str = "savepoints";
 /// Wall-clock time at the beginning.
 const EPOCH: Duration = Duration::from_secs(1_700_000_000);
 /// Where leadership lies.
@@ -170,15 +172,19 @@ async fn simulate(
     let stores = {
         let (history, oracle) = (history.clone(), Fold(plan.workload.clone()));
         let on_change = move |change: StoreChange<'_>| {
-            let Some(key) = change
-                .key
-                .strip_prefix(JOBS)
-                .and_then(|k| k.strip_prefix('/'))
-            else {
+            let below = |directory: &str| change.key.strip_prefix(directory)?.strip_prefix('/');
+            let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(key) = below(SAVEPOINTS) {
+                let object = |key: &str| {
+                    let key = format!("{SAVEPOINTS}/{key}");
+                    change.objects.get(&key).cloned()
+                };
+                history.change_savepoint(key, change.after, &object, &oracle);
+            }
+            let Some(key) = below(JOBS) else {
                 return;
             };
             let object = |key: &str| change.objects.get(&format!("{JOBS}/{key}")).cloned();
-            let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
             let kind = match change.operation {
                 "create" => WriteKind::Create,
                 "delete" => WriteKind::Delete,
@@ -248,7 +254,7 @@ fn settings(plan: &FaultPlan) -> anyhow::Result<Settings> {
     let mut settings = Settings::with(&keys).context("the plan's settings")?;
     // Configuration files cannot name memory.
     settings.job.checkpointing.directory = SimulatedStores::uri(JOBS);
-    settings.job.checkpointing.savepoint_directory = Some(SimulatedStores::uri("savepoints"));
+    settings.job.checkpointing.savepoint_directory = Some(SimulatedStores::uri(SAVEPOINTS));
     settings.cluster.ha_directory = SimulatedStores::uri(HA);
     settings.cluster.cluster_secret = Secret("simulated".to_owned());
     Ok(settings)

@@ -21,6 +21,9 @@ use crate::workload::{BREAK, Break, Output, expected};
 /// Virtual time in which the last task must be gone and the slots free.
 const CLEARED_MAX: Duration = Duration::from_secs(40);
 
+/// So long before its end the store must have been well, for a job to have cleaned up behind it.
+const SWEPT_MIN: Duration = Duration::from_millis(1500);
+
 /// Checks everything that is checked at the end, and ends the cluster.
 pub(super) async fn conclude(
     plan: &FaultPlan,
@@ -31,7 +34,7 @@ pub(super) async fn conclude(
     began: Instant,
 ) -> Run {
     let mut findings = Findings::default();
-    let was_ailing = cluster.stores.is_ailing();
+    let ended = Instant::now();
     cluster.heal().await;
     check_end(plan, &cluster, &observer, &drive, sink, &mut findings);
     let histories: Vec<_> = observer
@@ -50,12 +53,15 @@ pub(super) async fn conclude(
         clear(plan, &mut cluster, &observer, &mut findings).await;
     }
     let stepper = cluster.stepper.clone();
-    let is_quiet = !was_ailing && drive.healed.is_some();
+    // What could not be deleted, or was not listed, when the job ended is left behind.
+    let was_ill = drive
+        .store_was_ill
+        .is_some_and(|ill| ended.saturating_duration_since(ill) < SWEPT_MIN);
+    let is_quiet = !was_ill && drive.healed.is_some();
     let (mut history, completed) = {
         let history = cluster.history();
         (history.findings(), history.completed())
     };
-    // While the store or the leader is ill, what cannot be deleted is left behind.
     if drive.end.is_some() && is_quiet {
         let left = cluster.stores.look(JOBS);
         let mut history_lock = cluster.history();

@@ -46,7 +46,14 @@ impl State {
         let records =
             checkpoint::deletable_records(self.deleted_below, lowest, last, RECORDS_DELETED_MAX);
         let deleted_below = records.last().map_or(self.deleted_below, |n| n.next());
-        let retire: Vec<_> = plan.retire.into_iter().chain(unreadable).collect();
+        // What could not be replaced is tried again, unless the record itself is deleted by now.
+        let standing = std::mem::take(&mut self.retiring).split_off(&self.deleted_below);
+        let retire: BTreeSet<_> = plan
+            .retire
+            .into_iter()
+            .chain(unreadable)
+            .chain(standing)
+            .collect();
         if retire.is_empty() && records.is_empty() {
             return;
         }
@@ -70,20 +77,26 @@ impl State {
             self.completed.remove(checkpoint);
         }
         self.is_retaining = true;
+        self.retiring.clone_from(&retire);
         let ledger = self.ledger.clone();
         self.spawn(async move {
-            let mut are_all_retired = true;
+            let mut standing = BTreeSet::new();
             for checkpoint in retire {
-                are_all_retired &= io::retire(&ledger, checkpoint).await;
+                if !io::retire(&ledger, checkpoint).await {
+                    standing.insert(checkpoint);
+                }
             }
             // Order matters: while a record stands, a restore may choose it, so its objects must stand too.
-            if are_all_retired {
+            if standing.is_empty() {
                 io::delete_all(&*ledger.store, plan.delete, &ledger.entropy).await;
                 io::delete_all(&*ledger.store, notes, &ledger.entropy).await;
             }
             let records = records.into_iter().map(checkpoint::record_key).collect();
             io::delete_all(&*ledger.store, records, &ledger.entropy).await;
-            Message::Retained { deleted_below }
+            Message::Retained {
+                deleted_below,
+                standing,
+            }
         });
     }
 
@@ -121,12 +134,7 @@ impl State {
         } else {
             std::mem::take(&mut self.completed).into_keys().collect()
         };
-        let last = self.sequence.last_decided();
-        let hint = Hint {
-            next: last.next(),
-            retained: self.completed.keys().copied().collect(),
-            deleted_below: self.deleted_below,
-        };
+        let hint = self.hint();
         let needed = self.needed();
         let ledger = self.ledger.clone();
         self.spawn(async move {
@@ -136,7 +144,8 @@ impl State {
                 may_sweep &= io::retire(&ledger, checkpoint).await;
             }
             if may_sweep {
-                io::sweep(&ledger, last, needed).await;
+                // Nothing follows the end: whatever is under way belongs to nobody any more.
+                io::sweep(&ledger, CheckpointId(u64::MAX), needed).await;
             }
             Message::Ended
         });
