@@ -136,9 +136,7 @@ fn troubled(cli: &Cli, how: &How, report: &RunReport) -> anyhow::Result<()> {
     plans::keep(&file, &report.plan)?;
     let log = file.with_extension("log");
     write(&log, &trace(report.plan.seed, how))?;
-    for violation in &report.violations {
-        cli.say(&format!("  {}: {}", violation.invariant, violation.detail));
-    }
+    cli.say(output::violations(&report.violations).trim_end());
     cli.say(&format!("  trace: {}", log.display()));
     cli.say(&format!("  shrink: {}", shrink_line(&file, how)));
     Ok(())
