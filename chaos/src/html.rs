@@ -9,6 +9,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::catalogue;
 use crate::coverage::{self, Coverage, Verdict};
 use crate::plan::{Carrier, Row, Section};
+use crate::report::Violation;
 use crate::story;
 use crate::summary::{RowSummary, Summary, Trouble};
 
@@ -285,7 +286,7 @@ fn trouble(page: &Page<'_>, trouble: &Trouble) -> Markup {
             summary {
                 "seed " (trouble.plan.seed) ", profile " (trouble.plan.profile) ": "
                 @if let Some(reason) = &trouble.reason { (first_line(reason)) }
-                @else { (trouble.violations.iter().map(|v| v.invariant.as_str()).collect::<Vec<_>>().join(", ")) }
+                @else { (broken(&trouble.violations)) }
             }
             @for violation in &trouble.violations {
                 p { b { (violation.invariant) } ": " (catalogue::invariant(violation.invariant)) "." }
@@ -298,6 +299,14 @@ fn trouble(page: &Page<'_>, trouble: &Trouble) -> Markup {
             @if let Some(kept) = &trouble.kept { p { "Logs, store listing and status: " code { (kept.display()) } } }
         }
     }
+}
+
+/// Invariants, each once.
+fn broken(violations: &[Violation]) -> String {
+    let mut names: Vec<&str> = violations.iter().map(|v| v.invariant.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(", ")
 }
 
 fn first_line(text: &str) -> &str {

@@ -24,6 +24,20 @@ pub(super) trait Carrier: Sync {
     ) -> anyhow::Result<RunReport>;
 }
 
+/// How the names of threads begin in which panics are a part of the play.
+pub(super) const SIMULATED: &str = "seed-";
+
+/// Keeps panics of simulated nodes from the terminal: plans order them. What the harness itself does wrong there comes back as words.
+pub(super) fn quieten_simulated_panics() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current();
+        if !thread.name().is_some_and(|n| n.starts_with(SIMULATED)) {
+            others(panic);
+        }
+    }));
+}
+
 /// Does something in a thread of its own; what goes wrong in it, panics included, comes back as words.
 pub(super) fn safely<T: Send>(
     name: String,
@@ -58,7 +72,11 @@ pub(super) fn run_safely(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> RunReport {
     let run = || carrier.run(plan, progress);
-    safely(format!("run-{}", plan.seed), run).unwrap_or_else(|why| inconclusive(plan, why))
+    let name = match plan.carrier {
+        plan::Carrier::Simulator => format!("{SIMULATED}{}", plan.seed),
+        plan::Carrier::Process => format!("run-{}", plan.seed),
+    };
+    safely(name, run).unwrap_or_else(|why| inconclusive(plan, why))
 }
 
 pub(super) fn inconclusive(plan: &FaultPlan, reason: String) -> RunReport {

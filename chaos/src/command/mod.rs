@@ -75,6 +75,7 @@ pub fn main(jobs: Jobs) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
+    carriers::quieten_simulated_panics();
     match execute(&cli, &jobs) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -1,11 +1,7 @@
 //! What the command prints: lines for people, JSON for scripts.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the one place that prints"
-)]
-
-use std::fmt::Write;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -15,20 +11,27 @@ use crate::catalogue::{self, Entry};
 use crate::coverage::Coverage;
 use crate::html::number;
 use crate::plan::{Carrier, FaultPlan, Row};
-use crate::report::{Outcome, Progress, RunReport};
+use crate::report::{Outcome, Progress, RunReport, Violation};
 use crate::story;
 use crate::summary::{Summary, Times};
 
+/// Violations of one run that are printed.
+const VIOLATIONS_MAX: usize = 5;
+/// Characters of each.
+const DETAIL_MAX: usize = 600;
+
 pub(super) fn line(text: &str) {
-    println!("{text}");
+    // Whoever reads may have gone: what is found out and kept goes on.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 pub(super) fn note(text: &str) {
-    eprintln!("{text}");
+    // As above.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    line(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
@@ -81,17 +84,41 @@ pub(super) fn rows(rows: &[Row]) -> String {
     names.join(" ")
 }
 
+/// Invariants, each once, in order: `S1 S2`.
+fn broken(violations: &[Violation]) -> String {
+    let names: BTreeSet<&str> = violations.iter().map(|v| v.invariant.as_str()).collect();
+    Vec::from_iter(names).join(" ")
+}
+
+/// What does not hold, a few of them, each cut where it gets long; a report has all.
+pub(super) fn violations(violations: &[Violation]) -> String {
+    let mut text = String::new();
+    for violation in violations.iter().take(VIOLATIONS_MAX) {
+        let cut = violation.detail.char_indices().nth(DETAIL_MAX);
+        let detail = match cut {
+            Some((at, _)) => format!("{} …", &violation.detail[..at]),
+            None => violation.detail.clone(),
+        };
+        _ = writeln!(
+            text,
+            "{} is broken: {}\n  {detail}",
+            violation.invariant,
+            catalogue::invariant(violation.invariant),
+        );
+    }
+    let rest = violations.len().saturating_sub(VIOLATIONS_MAX);
+    if rest > 0 {
+        _ = writeln!(text, "and {rest} more violations");
+    }
+    text
+}
+
 /// One line about a run.
 pub(super) fn run_line(report: &RunReport) -> String {
     let outcome = match &report.outcome {
         Outcome::Pass => "pass".to_owned(),
         Outcome::Fail => {
-            let broken: Vec<&str> = report
-                .violations
-                .iter()
-                .map(|v| v.invariant.as_str())
-                .collect();
-            format!("FAIL {}", broken.join(" "))
+            format!("FAIL {}", broken(&report.violations))
         }
         Outcome::Inconclusive(reason) => {
             format!(
@@ -120,14 +147,8 @@ pub(super) fn run(report: &RunReport) -> String {
     for (invariant, count) in &report.checked {
         _ = write!(text, " {invariant} {}", number(*count));
     }
-    for violation in &report.violations {
-        _ = write!(
-            text,
-            "\n\n{} is broken: {}\n{}",
-            violation.invariant,
-            catalogue::invariant(violation.invariant),
-            violation.detail
-        );
+    if !report.violations.is_empty() {
+        _ = write!(text, "\n\n{}", violations(&report.violations).trim_end());
     }
     if let Outcome::Inconclusive(reason) = &report.outcome {
         _ = write!(text, "\n\nproves nothing: {reason}");
@@ -245,17 +266,12 @@ pub(super) fn figures(summary: &Summary) -> String {
         );
     }
     for failure in &summary.failures {
-        let broken: Vec<&str> = failure
-            .violations
-            .iter()
-            .map(|v| v.invariant.as_str())
-            .collect();
         _ = writeln!(
             text,
             "FAILED: {} seed {}: {}",
             failure.plan.profile,
             failure.plan.seed,
-            broken.join(" ")
+            broken(&failure.violations)
         );
     }
     text

@@ -11,7 +11,7 @@ use perennial_actors::clock::Instant;
 use perennial_actors::fault::Sabotage;
 
 use super::args::{Cli, SimulateArgs};
-use super::carriers::{inconclusive, safely};
+use super::carriers::{SIMULATED, inconclusive, safely};
 use super::progress::Display;
 use super::render::{render, write};
 use super::{BROKEN, CommandError, INCONCLUSIVE, command_line, output, plans};
@@ -136,9 +136,7 @@ fn troubled(cli: &Cli, how: &How, report: &RunReport) -> anyhow::Result<()> {
     plans::keep(&file, &report.plan)?;
     let log = file.with_extension("log");
     write(&log, &trace(report.plan.seed, how))?;
-    for violation in &report.violations {
-        cli.say(&format!("  {}: {}", violation.invariant, violation.detail));
-    }
+    cli.say(output::violations(&report.violations).trim_end());
     cli.say(&format!("  trace: {}", log.display()));
     cli.say(&format!("  shrink: {}", shrink_line(&file, how)));
     Ok(())
@@ -194,7 +192,7 @@ fn options(how: &How, keeps_trace: bool) -> Options {
 
 fn execute(seed: u64, how: &How, keeps_trace: bool) -> Result<simulator::Run, String> {
     let plan = simulator::draw(seed);
-    safely(format!("seed-{seed}"), || {
+    safely(format!("{SIMULATED}{seed}"), || {
         simulator::execute(&plan, &options(how, keeps_trace), &mut |_| {})
     })
 }
