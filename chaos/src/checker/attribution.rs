@@ -67,13 +67,12 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
     let names = |resource: &str| strike.nodes.iter().any(|n| n == resource);
     let is_store = matches!(strike.what, Fault::Store(_));
     let is_data = matches!(strike.what, Fault::Data(_));
-    let is_inside = matches!(
-        strike.what,
-        Fault::UserPanic { .. } | Fault::UserError { .. } | Fault::ActorPanic(_)
-    );
     // At a fault point it may come out as any kind, but with its words.
-    if is_inside && cause.to_string().contains("injected") {
-        return true;
+    let says = |words: &str| cause.to_string().contains(words);
+    match &strike.what {
+        Fault::UserPanic { .. } | Fault::UserError { .. } if says("injected") => return true,
+        Fault::ActorPanic(_) if says("injected panic") => return true,
+        _ => {}
     }
     match cause {
         FailureKind::TaskManagerLost { resource, .. } => {
