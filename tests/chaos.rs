@@ -18,7 +18,7 @@ use perennial_chaos::plan::{
 };
 use perennial_chaos::process::binary;
 use perennial_chaos::process::carrier::{Options, run};
-use perennial_chaos::report::{Outcome, RunReport, Violation};
+use perennial_chaos::report::{Outcome, RecoveryTime, RunReport, Violation};
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -87,7 +87,7 @@ fn killed_task_managers_on_s3() {
     let report = passes(&plan(
         1,
         1,
-        4000,
+        8000,
         vec![
             fault(
                 When::CheckpointPending,
@@ -117,7 +117,7 @@ fn a_savepoint_at_a_bad_moment_on_s3() {
     let report = passes(&plan(
         3,
         1,
-        5000,
+        9000,
         vec![
             fault(
                 When::Checkpoints(1),
@@ -141,7 +141,7 @@ fn broken_links_on_s3() {
     passes(&plan(
         4,
         1,
-        6000,
+        14000,
         vec![
             link(Target::ControlLink(0), LinkFault::FlipBit),
             link(Target::DataLink(1, 2), LinkFault::FlipBit),
@@ -158,16 +158,15 @@ fn a_black_hole_around_a_task_manager_on_s3() {
         direction: Direction::Both,
         down: ms(6000),
     };
-    let report = passes(&plan(
-        5,
-        1,
-        6000,
-        vec![fault(
-            When::Checkpoints(1),
-            Target::AllLinksOf(1),
-            Fault::Link(hole),
-        )],
-    ));
+    let faults = vec![fault(
+        When::Checkpoints(1),
+        Target::AllLinksOf(1),
+        Fault::Link(hole),
+    )];
+    let mut plan = plan(5, 1, 9000, faults);
+    // Without a spare, so that the node has tasks.
+    plan.cluster.task_managers = 3;
+    let report = passes(&plan);
     assert!(
         report.recoveries.iter().any(|r| r.row == Some(Row::N3)),
         "{report:?}"
@@ -181,7 +180,7 @@ fn a_bad_day_of_the_store_on_s3() {
     passes(&plan(
         6,
         1,
-        6000,
+        15000,
         vec![
             store(StoreFault::Answer {
                 status: 503,
@@ -210,7 +209,7 @@ fn a_node_without_disk_and_descriptors_on_s3() {
     passes(&plan(
         7,
         1,
-        5000,
+        12000,
         vec![
             data(Target::TaskManager(0), DataFault::NoDescriptors),
             data(
@@ -226,7 +225,7 @@ fn a_node_without_disk_and_descriptors_on_s3() {
 fn a_suspended_machine_on_s3() {
     let pause = Fault::Pause { down: ms(5000) };
     let faults = vec![fault(When::Checkpoints(1), Target::AllNodes, pause)];
-    passes(&plan(8, 1, 5000, faults));
+    passes(&plan(8, 1, 9000, faults));
 }
 
 /// C: the job goes on with another parallelism, twice.
@@ -239,7 +238,7 @@ fn another_parallelism_on_s3() {
             Fault::Rescale { parallelism },
         )
     };
-    passes(&plan(9, 1, 6000, vec![rescale(1), rescale(2)]));
+    passes(&plan(9, 1, 12000, vec![rescale(1), rescale(2)]));
 }
 
 /// A: faults that only the inside can make, by control message, into the unchanged binary.
@@ -249,7 +248,7 @@ fn broken_user_code_actors_and_clocks_on_s3() {
     let report = passes(&plan(
         10,
         1,
-        7000,
+        12000,
         vec![
             inside(Target::UserCode, Fault::UserPanic { times: 2 }),
             inside(
@@ -264,8 +263,8 @@ fn broken_user_code_actors_and_clocks_on_s3() {
             ),
         ],
     ));
-    let rows: Vec<_> = report.recoveries.iter().filter_map(|r| r.row).collect();
-    assert!(rows.contains(&Row::A1), "{report:?}");
+    let of_user_code = |r: &RecoveryTime| r.row == Some(Row::A1);
+    assert!(report.recoveries.iter().any(of_user_code), "{report:?}");
 }
 
 /// P: nodes with fault points die in the moments that hurt most: everything uploaded and nobody told, a record written and nobody told.
@@ -279,7 +278,7 @@ fn nodes_killed_at_fault_points_on_s3() {
     let report = passes(&plan(
         12,
         1,
-        6000,
+        9000,
         vec![
             at("after-upload-before-ack", 3, Target::UserCode),
             at("after-record-before-notify", 6, Target::Leader),

@@ -72,8 +72,11 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         Fault::UserPanic { .. } | Fault::UserError { .. } | Fault::ActorPanic(_)
     );
     // At a fault point it may come out as any kind, but with its words.
-    if is_code && cause.to_string().contains("injected") {
-        return true;
+    let says = |words: &str| cause.to_string().contains(words);
+    match &strike.what {
+        Fault::UserPanic { .. } | Fault::UserError { .. } if says("injected") => return true,
+        Fault::ActorPanic(_) if says("injected panic") => return true,
+        _ => {}
     }
     match cause {
         FailureKind::TaskManagerLost { resource, .. } => {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
-use perennial_actors::checkpoint::{Store, StoreError, StoreFactory, decode_record, record_key};
+use perennial_actors::checkpoint::{
+    METADATA, Store, StoreError, StoreFactory, decode_record, record_key,
+};
 use perennial_actors::model::{CheckpointId, JobId, Manifest, Record, RecordOutcome};
 
 use super::{check_manifest, check_sequence, is_retired};
@@ -146,6 +148,8 @@ async fn run(
                         Err(_) if refers_to_damage(manifest, &lock(damage)) => {
                             recording.damaged.push(next);
                         }
+                        // What a job stopped with lies in the savepoint's own directory.
+                        Err(error) if is_deleted(&error) && manifest.kind.is_savepoint() => {}
                         // Only the end of a job deletes while all are retained.
                         Err(error) if is_deleted(&error) && has_ended(&store, next).await => {
                             recording.missed.push(next);
@@ -222,15 +226,23 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the job's last record is there. Records are dense.
+/// Whether the job's last record is there; what lies between may be deleted by now.
 async fn has_ended(store: &Arc<dyn Store>, after: u64) -> bool {
-    let mut number = after + 1;
-    while let Ok(bytes) = store.get(&record_key(CheckpointId(number)), None).await {
-        let record = decode_record(&bytes);
-        if record.is_ok_and(|r| matches!(r.outcome, RecordOutcome::Terminal { .. })) {
+    let Ok(objects) = store.list("chk-").await else {
+        return false;
+    };
+    let number = |key: &str| key.strip_prefix("chk-")?.split('/').next()?.parse().ok();
+    for object in objects {
+        if !object.key.ends_with(METADATA) || number(&object.key).is_none_or(|n: u64| n <= after) {
+            continue;
+        }
+        let Ok(bytes) = store.get(&object.key, None).await else {
+            continue;
+        };
+        let is_last = |r: Record| matches!(r.outcome, RecordOutcome::Terminal { .. });
+        if decode_record(&bytes).is_ok_and(is_last) {
             return true;
         }
-        number += 1;
     }
     false
 }

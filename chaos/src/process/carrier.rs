@@ -222,6 +222,8 @@ struct Run<'a> {
     machine: Machine,
     /// When the last fault was struck.
     fired: Instant,
+    /// When the job was first seen to have ended, in ms since the epoch.
+    ended_ms: Option<u64>,
     /// Recoveries that were told already.
     told: usize,
     inconclusive: Option<String>,
@@ -265,6 +267,7 @@ impl<'a> Run<'a> {
             ended_badly: BTreeSet::new(),
             machine: Machine::default(),
             fired: Instant::now(),
+            ended_ms: None,
             told: 0,
             inconclusive: None,
             clients: Vec::new(),
@@ -297,7 +300,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn strike(&mut self, index: usize, fault: &PlannedFault, view: &View) {
+    /// `false`: it could not be struck.
+    fn strike(&mut self, index: usize, fault: &PlannedFault, view: &View) -> bool {
         let at = self.accepted.elapsed();
         let at_ms = self.clock.wall_ms();
         let nodes = self.nodes(view);
@@ -317,10 +321,11 @@ impl<'a> Run<'a> {
             Ok(hit) => hit,
             Err(error) => {
                 self.phase(&format!("fault {} is not struck: {error:#}", index + 1));
-                return;
+                return false;
             }
         };
         self.note(index, fault, hit, at, at_ms);
+        true
     }
 
     fn note(&mut self, index: usize, fault: &PlannedFault, hit: Hit, at: Duration, at_ms: u64) {

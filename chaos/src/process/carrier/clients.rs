@@ -12,6 +12,7 @@ use super::super::cluster::CLUSTER_SECRET;
 use super::strike::Hit;
 use super::{Run, follow};
 use crate::checker::SnapshotReader;
+use crate::plan::Invariant;
 
 /// An answer, good or bad, must have come by then.
 const SAVEPOINT_DEADLINE: Duration = Duration::from_secs(40);
@@ -81,6 +82,18 @@ impl Run<'_> {
             .find_map(|key| stopped[*key].as_str())
             .ok_or_else(|| anyhow!("no savepoint in {stopped}"))?
             .to_owned();
+        if let Some(oracle) = self.scenario.state() {
+            let stores = self.cluster.storage().open();
+            let checked = SnapshotReader::open(&stores, &path)
+                .and_then(|snapshot| snapshot.check(oracle.as_ref()));
+            match checked {
+                Ok(_) => self.judge.count(Invariant::S2),
+                Err(error) => {
+                    let detail = format!("savepoint {path}: {error:#}");
+                    self.judge.fail(Invariant::S2, detail);
+                }
+            }
+        }
         let mut arguments = self.scenario.arguments(&self.output);
         arguments.extend(["-p".to_owned(), parallelism.to_string()]);
         arguments.extend(["--from-savepoint".to_owned(), path]);

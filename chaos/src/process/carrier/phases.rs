@@ -44,6 +44,7 @@ impl Run<'_> {
             | Fault::Terminate { .. }
             | Fault::Starve { .. }
             | Fault::Data(_) => names.is_empty() || names.iter().any(&mut is_alive),
+            Fault::Rescale { .. } => view.is_running(),
             _ => true,
         }
     }
@@ -75,10 +76,12 @@ impl Run<'_> {
                     return;
                 }
                 if self.is_triggered(&fault.when, &view) && self.has_victim(fault, &view) {
-                    if !matches!(fault.when, When::FaultPoint { .. }) {
-                        self.strike(index, fault, &view);
+                    let is_by_point = matches!(fault.when, When::FaultPoint { .. });
+                    let is_struck = is_by_point || self.strike(index, fault, &view);
+                    // A client that is told to try again does so.
+                    if is_struck || !matches!(fault.what, Fault::Rescale { .. }) {
+                        break;
                     }
-                    break;
                 }
                 let patience = match &fault.when {
                     When::After(after) => *after + TRIGGER_PATIENCE,

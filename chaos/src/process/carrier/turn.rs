@@ -45,6 +45,9 @@ impl Run<'_> {
         }
         self.tell(&view);
         self.machine.look(self.clock.wall_ms());
+        if view.terminal().is_some() {
+            self.ended_ms.get_or_insert(self.clock.wall_ms());
+        }
         let goes_on =
             self.inconclusive.is_none() && !self.judge.has_failed() && view.terminal().is_none();
         (view, goes_on)
