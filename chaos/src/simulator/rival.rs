@@ -55,7 +55,7 @@ pub(super) fn damage(
     let newest = newest?;
     let object = usize::try_from(die >> 8).ok()? % newest.objects.len().max(1);
     let key = match newest.objects.get(object) {
-        Some(object) if die % 4 != 0 => object.key.clone(),
+        Some(object) if !die.is_multiple_of(4) => object.key.clone(),
         _ => record_key(newest.checkpoint),
     };
     let bytes = stores.look(&directory).get(&key)?.clone();
