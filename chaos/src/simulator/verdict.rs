@@ -178,7 +178,8 @@ fn check_state(
         .last()
         .is_some_and(|r| r.decision.contains("no restart"));
     match end.summary.state {
-        JobState::Finished if is_fatal => {
+        // An end that was not recorded before its leader was lost is none: the next leader takes the job up again.
+        JobState::Finished if is_fatal && observer.histories().len() == 1 => {
             Err("the job finished although its function failed for good".to_owned())
         }
         JobState::Finished => Ok(()),
