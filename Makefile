@@ -4,7 +4,7 @@ SHELL := /bin/bash
 # Found also when no shell file names it; first, because a distribution's own cargo is mostly too old.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help run check test chaos bench setup setup-test
+.PHONY: help run check deny test chaos bench setup setup-test
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -16,6 +16,9 @@ check: setup-test ## formatting, lints and documentation, all warnings denied
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+deny: ## licences, bans and sources of all dependencies, by deny.toml (needs cargo install cargo-deny)
+	cargo deny --locked check bans licenses sources
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
