@@ -1,10 +1,11 @@
 //! Frames of a data connection.
 //!
 //! Little-endian: length u32 (of everything after it), kind u8, flags u8, alias u32, sequence u64, crc32c u32 (of kind to sequence
-//! and the body), body. The alias stands for a channel and thereby for both attempts; `Open` says for which. Flags: bit 0 and 1 are
+//! and the body), crc32c u32 of all these, body. The alias stands for a channel and thereby for both attempts; `Open` says for which. Flags: bit 0 and 1 are
 //! reserved for the body's compression (0 none, 1 lz4, 2 zstd); today anything but 0 is refused.
 //!
-//! Invariant: bytes that were changed on the way never come out as a frame, and a length is checked before memory is asked for.
+//! Invariant: bytes that were changed on the way never come out as a frame, and a length is checked before memory is asked for or a body
+//! waited for: a sender without credit would never send the bytes that a longer one promises.
 
 use std::io;
 
@@ -18,8 +19,8 @@ use crate::batch::{StreamStatus, Timestamp};
 
 /// The longest frame, without its length field.
 pub(super) const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Kind to checksum.
-const HEADER_BYTES: usize = 1 + 1 + 4 + 8 + 4;
+/// Kind to both checksums.
+const HEADER_BYTES: usize = 1 + 1 + 4 + 8 + 4 + 4;
 /// The longest body of a data frame.
 pub(super) const BODY_BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER_BYTES;
 /// A data body begins with its number of records.
@@ -218,7 +219,9 @@ impl Frame {
         head[6..10].copy_from_slice(&self.alias.to_le_bytes());
         head[10..18].copy_from_slice(&self.sequence.to_le_bytes());
         let crc = crc32c::crc32c_append(crc32c::crc32c(&head[4..18]), &self.body);
-        head[18..].copy_from_slice(&crc.to_le_bytes());
+        head[18..22].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&head[..22]);
+        head[22..].copy_from_slice(&crc.to_le_bytes());
         head
     }
 
@@ -260,6 +263,10 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> Result<F
         return Err(LinkError::Length { length });
     }
     reader.read_exact(&mut head[4..]).await?;
+    let crc = u32::from_le_bytes([head[22], head[23], head[24], head[25]]);
+    if crc32c::crc32c(&head[..22]) != crc {
+        return Err(LinkError::Checksum { length });
+    }
     let mut body = vec![0; length - HEADER_BYTES];
     reader.read_exact(&mut body).await?;
     let crc = u32::from_le_bytes([head[18], head[19], head[20], head[21]]);
@@ -373,6 +380,30 @@ mod tests {
         bytes[5] = 1;
         let crc = crc32c::crc32c(&bytes[4..18]);
         bytes[18..22].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..22]);
+        bytes[22..26].copy_from_slice(&crc.to_le_bytes());
         assert!(matches!(read(&bytes), Err(LinkError::Unknown { .. })));
+    }
+
+    /// N7: whatever bit of the head is flipped, nobody waits for bytes that will not come.
+    #[tokio::test]
+    async fn a_damaged_head_is_noticed_although_nothing_follows() {
+        let good = wire(&Frame {
+            kind: Kind::Credit,
+            alias: 1,
+            sequence: 2,
+            body: vec![7; 40].into(),
+        });
+        for bit in 0..8 * (4 + HEADER_BYTES) {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            // Open, but silent behind the frame.
+            let (mut reader, mut writer) = tokio::io::duplex(1024);
+            tokio::io::AsyncWriteExt::write_all(&mut writer, &bytes)
+                .await
+                .unwrap();
+            let result = read_frame(&mut reader).now_or_never();
+            assert!(matches!(result, Some(Err(_))), "bit {bit}: {result:?}");
+        }
     }
 }
