@@ -149,7 +149,7 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::N6, "pieces of one byte", "frames are put together correctly"),
     Entry::new(Row::N7, "flipped bits", "seen by checksum, the connection breaks; never a wrong record"),
     Entry::new(Row::N8, "an old connection's bytes come again", "refused by session and attempt id").checks(&[S4]),
-    Entry::new(Row::N9, "one slow data link", "back-pressure reaches the source; other links flow; barriers still pass").checks(&[R5]).by(&[Process]),
+    Entry::new(Row::N9, "one slow data link", "back-pressure reaches the source; other links flow; barriers still pass").checks(&[R5]),
     Entry::new(Row::N10, "flapping link", "no more restarts than the strategy allows; reconnects back off").checks(&[S5]),
     Entry::new(Row::N11, "port in use, address changed", "another try with backoff, or a clear error").by(NONE)
         .tests(&["chaos/src/process.rs"]).later("a change of address needs name resolution under the harness's control"),

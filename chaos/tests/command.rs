@@ -183,10 +183,10 @@ fn one_fault_is_injected_into_a_running_cluster() {
         let cluster = ProcessCluster::start(plan().set(CHAOS_KEY, true)).unwrap();
         inject(
             &cluster,
-            &["clock", "--taskmanager", "taskmanager-1", "--", "-3600000"],
+            &["clock", "--taskmanager", "taskmanager-1", "-3600000"],
         )
         .ends_with(0)
-        .says(&["struck: taskmanager-1"]);
+        .says(&["struck: node taskmanager-1"]);
         inject(&cluster, &["user-panic", "--job", "nobody"])
             .ends_with(2)
             .says(&["no job is named `nobody`"]);
