@@ -112,8 +112,9 @@ fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool 
         Fault::Link(LinkFault::BlackHole { down, .. }) => {
             is_data_link || *down >= tolerance.heartbeat
         }
+        // A session that resumes takes several messages both ways.
         Fault::Link(LinkFault::Latency { delay, jitter, .. }) => {
-            *delay + *jitter >= tolerance.heartbeat
+            (*delay + *jitter) * 4 >= tolerance.reconnect
         }
         // Too narrow for heartbeats beside all else.
         Fault::Link(LinkFault::Bandwidth {
