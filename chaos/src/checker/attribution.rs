@@ -12,6 +12,9 @@ const ECHO_MAX_MS: u64 = 25_000;
 /// Clocks of two processes of one machine, and a detection stamped before the strike's own stamp.
 const EARLY_MS: u64 = 200;
 
+/// Bytes per second of a link that may be taken for a broken one.
+const NARROW_MAX: u64 = 4000;
+
 /// A fault that was struck, with all that tells whether it explains something.
 #[derive(Debug, Clone)]
 pub struct Struck {
@@ -116,12 +119,15 @@ fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool 
         Fault::Link(LinkFault::BlackHole { down, .. }) => {
             is_data_link || *down >= tolerance.heartbeat
         }
+        // A session that resumes takes several messages both ways.
         Fault::Link(LinkFault::Latency { delay, jitter, .. }) => {
-            *delay + *jitter >= tolerance.heartbeat
+            (*delay + *jitter) * 4 >= tolerance.reconnect
         }
-        Fault::Link(LinkFault::Slice { .. } | LinkFault::Replay | LinkFault::Bandwidth { .. }) => {
-            false
-        }
+        // Too narrow for heartbeats beside all else.
+        Fault::Link(LinkFault::Bandwidth {
+            bytes_per_second, ..
+        }) => *bytes_per_second <= NARROW_MAX,
+        Fault::Link(LinkFault::Slice { .. } | LinkFault::Replay) => false,
         Fault::Link(LinkFault::Flap { .. }) => true,
         Fault::Link(LinkFault::HalfOpen { .. } | LinkFault::FlipBit) => true,
         Fault::Data(DataFault::SlowDisk { .. }) => false,

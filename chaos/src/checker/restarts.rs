@@ -81,6 +81,8 @@ pub fn check_restarts(settings: &RestartSettings, recoveries: &[RecoveryRecord])
     for recovery in recoveries {
         // What is not recoverable is not asked; a takeover is no failure.
         let Some((strategy, decision)) = parse(&recovery.decision) else {
+            // Whoever took the job over knows what it was told.
+            model.change_leader(false);
             continue;
         };
         let what = format!("recovery {} ({})", recovery.number, recovery.decision);
@@ -235,6 +237,8 @@ impl Model {
                     )
                 };
                 let used = self.used;
+                // What a new leader was not told of may be what it waits for.
+                let is_unknown = self.planned.is_none() && used != (0, 0);
                 self.used = (attempt, attempt);
                 if !is_merged {
                     self.planned = Some((seen.at + low, seen.at + high));
@@ -242,7 +246,7 @@ impl Model {
                 if !is_right || most.is_some_and(|most| attempt > most) {
                     return Err(format!("{used:?} attempts were used up before"));
                 }
-                let low = if is_merged { 0.0 } else { low };
+                let low = if is_merged || is_unknown { 0.0 } else { low };
                 check_delay(seen, delay_ms, (low, high))
             }
         }

@@ -41,6 +41,8 @@ struct Job {
     /// Objects that the harness harmed at rest, records included.
     harmed: BTreeSet<String>,
     end: Option<JobState>,
+    /// Objects that landed after the end: writes that were under way, which nobody knows of any more.
+    late: BTreeSet<String>,
 }
 
 struct Seen {
@@ -85,6 +87,10 @@ impl StoreHistory {
             }
         } else if after.is_none() {
             self.object_deleted(job, key);
+        } else if let Some(job) = self.jobs.get_mut(job)
+            && job.end.is_some()
+        {
+            job.late.insert(key.to_owned());
         }
     }
 
@@ -154,6 +160,7 @@ impl StoreHistory {
                 && let Some(job) = self.jobs.get(job)
                 && job.end == Some(JobState::Finished)
                 && job.harmed.is_empty()
+                && !job.late.contains(key)
             {
                 left.push(key.to_owned());
             }

@@ -319,9 +319,10 @@ impl Follow {
         let Some(parallelism) = lock(&self.seen).rescale.take() else {
             return false;
         };
-        let stopped = status.checkpoints.iter().rev().find(|c| {
-            c.kind == SnapshotKind::StopWithSavepoint && c.state == CheckpointState::Completed
-        });
+        // A job that a new leader took up again after its savepoint has run on, and has not stopped there.
+        let mut completed = status.checkpoints.iter().rev();
+        let last = completed.find(|c| c.state == CheckpointState::Completed);
+        let stopped = last.filter(|c| c.kind == SnapshotKind::StopWithSavepoint);
         let savepoint = stopped.and_then(|c| c.path.clone());
         if status.summary.state != JobState::Finished || savepoint.is_none() {
             return false;
