@@ -105,6 +105,8 @@ struct Seen {
     histories: Vec<History>,
     /// Where the job is to go on.
     rescale: Option<u32>,
+    /// The job has stopped to go on elsewhere, and nobody can say where its savepoint is.
+    is_lost: bool,
     is_cancelled: bool,
 }
 
@@ -171,6 +173,11 @@ impl Observer {
 
     pub(super) fn histories(&self) -> Vec<History> {
         lock(&self.seen).histories.clone()
+    }
+
+    /// The job stopped with a savepoint, and a leader that only knows that it has ended answered for it: it does not go on.
+    pub(super) fn is_lost(&self) -> bool {
+        lock(&self.seen).is_lost
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -322,6 +329,7 @@ impl Follow {
         // A job that a new leader took up again after its savepoint has run on, and has not stopped there.
         let mut completed = status.checkpoints.iter().rev();
         let last = completed.find(|c| c.state == CheckpointState::Completed);
+        lock(&self.seen).is_lost = last.is_none() && status.summary.state == JobState::Finished;
         let stopped = last.filter(|c| c.kind == SnapshotKind::StopWithSavepoint);
         let savepoint = stopped.and_then(|c| c.path.clone());
         if status.summary.state != JobState::Finished || savepoint.is_none() {

@@ -143,7 +143,7 @@ fn check_end(
     let is_harmed = is_harmed(plan, cluster, drive);
     let rule = match end.summary.state {
         _ if is_harmed && allows_repeat => OutputRule::MayRepeat,
-        JobState::Finished => OutputRule::Exact,
+        JobState::Finished if !observer.is_lost() => OutputRule::Exact,
         _ => OutputRule::Part,
     };
     if rule == OutputRule::MayRepeat && end.summary.state != JobState::Finished {
