@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use perennial_config::ExternalizedRetention;
 use serde::{Deserialize, Serialize};
 
 use crate::entropy::Entropy;
@@ -564,6 +565,30 @@ pub(crate) async fn put_note(
         back_off.pause().await;
     }
     store.put(key, bytes).await
+}
+
+/// Deletes what a job that has ended does not keep: for a successor of the leader that wrote the `Terminal` record and may not have
+/// come to it. Nothing happens when it has, and nothing to a job that runs or whose checkpoints outlive it.
+pub(crate) async fn clear_ended(
+    ledger: &Ledger,
+    retention: ExternalizedRetention,
+) -> StoreResult<()> {
+    let survey = survey(&*ledger.store).await?;
+    let Some((state, _)) = survey.terminal else {
+        return Ok(());
+    };
+    if super::retention::survives(state, retention) {
+        return Ok(());
+    }
+    let mut may_sweep = true;
+    for found in survey.completed {
+        may_sweep &= retire(ledger, found.checkpoint).await;
+    }
+    // Order matters, as in all retention: while a record stands, its objects do.
+    if may_sweep {
+        sweep(ledger, CheckpointId(u64::MAX), BTreeSet::new()).await;
+    }
+    Ok(())
 }
 
 /// Deletes every object of a decided number that nobody refers to.

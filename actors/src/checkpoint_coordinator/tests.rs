@@ -957,6 +957,38 @@ async fn the_end_of_a_job_sweeps_objects_of_numbers_that_were_never_decided() {
     assert_eq!(world.shared(), Vec::<String>::new());
 }
 
+/// Found by the simulator (seed 1311): a leader died between the record of the end and the clearing; its successor starts no coordinator.
+#[tokio::test(start_paused = true)]
+async fn what_an_ended_job_left_is_cleared_by_the_next_leader() {
+    use crate::checkpoint::io::clear_ended;
+    use perennial_config::ExternalizedRetention::{DeleteOnCancellation, RetainOnCancellation};
+
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    leader.checkpoint(&world).await;
+    let left = world.shared();
+    assert!(!left.is_empty());
+    let ledger = Ledger {
+        store: Arc::clone(&world.store) as Arc<dyn Store>,
+        guard: Arc::new(Epoch(AtomicU64::new(2))),
+        epoch: LeaderEpoch(2),
+        entropy: Entropy::seeded(1),
+    };
+    clear_ended(&ledger, DeleteOnCancellation).await.unwrap();
+    assert_eq!(world.shared(), left, "a job that runs");
+    let end = RecordOutcome::Terminal {
+        state: JobState::Canceled,
+        message: None,
+    };
+    let fate = ledger.write(CheckpointId(3), end, OnFailure::Repeat).await;
+    assert_eq!(fate, Fate::Written);
+    clear_ended(&ledger, RetainOnCancellation).await.unwrap();
+    assert_eq!(world.shared(), left, "they outlive it");
+    clear_ended(&ledger, DeleteOnCancellation).await.unwrap();
+    assert_eq!(world.shared(), Vec::<String>::new());
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_history_is_bounded_and_survives_the_job_manager() {
     let mut world = World::new();

@@ -1,11 +1,12 @@
 //! What a JobMaster is given in production: the real checkpoint coordinator, and the assignment of snapshots to subtasks.
 //!
-//! Invariant: a job with a `Terminal` record gets no coordinator. It decides nothing else.
+//! Invariant: a job with a `Terminal` record gets no coordinator, and leaves nothing that it does not keep. It decides nothing else.
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
+use crate::checkpoint::io::{Ledger, clear_ended};
 use crate::checkpoint::{EpochGuard, RestorePlan, Store, StoreError, StoreFactory, terminal_state};
 use crate::checkpoint_coordinator::{CheckpointCoordinator, CoordinatorConfig, RestoredSnapshot};
 use crate::clock::Clock;
@@ -59,6 +60,15 @@ async fn start(
         .open(&graph.checkpoint_directory())
         .map_err(kind_of)?;
     if let Some((state, message)) = terminal_state(&*store).await.map_err(kind_of)? {
+        let ledger = Ledger {
+            store,
+            guard,
+            epoch,
+            entropy,
+        };
+        if let Err(error) = clear_ended(&ledger, graph.settings.checkpointing.retention).await {
+            tracing::warn!(job = %graph.job, %error, "what the ended job left is not looked for");
+        }
         return Ok(StartedCoordinator::AlreadyEnded { state, message });
     }
     let config = CoordinatorConfig {
