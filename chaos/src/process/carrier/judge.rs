@@ -390,9 +390,11 @@ impl Run<'_> {
             }
         }
         if is_finished(view) {
+            // What was prepared for a savepoint stays, since a job may start from it at any time.
             let hidden: Vec<String> = files_below(&self.output)
                 .into_iter()
                 .filter(|path| path.contains("/.") && path.contains(&self.job))
+                .filter(|path| !path.ends_with(".savepoint"))
                 .collect();
             if !hidden.is_empty() {
                 left.push((Invariant::R3, format!("uncommitted output {hidden:?}")));
