@@ -17,7 +17,7 @@ use perennial_config::{HighAvailability, Settings};
 
 use super::{NodeError, Ports, Runtime, StoredLeader, build_id, runtime};
 use crate::api::JobRegistry;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, ExchangeOptions};
 use crate::storage::Stores;
 use crate::task::{LocalTaskRunner, RunnerOptions, TaskDriver, ThreadDriver};
 use tokio::runtime::Handle;
@@ -117,15 +117,17 @@ impl TaskManagerNode {
             bound: cluster.data_bind_port,
         };
         let bind = format!("{}:{}", cluster.task_manager_bind_host, ports.to_bind());
-        let exchange = Exchange::bind(
-            transport.clone(),
-            &bind,
-            Some(&|bound| ports.advertised(&cluster.task_manager_host, bound)),
-            (resource.clone(), instance),
-            &cluster.cluster_secret.0,
-            cluster.network_memory,
-            io.clone(),
-        )
+        let exchange = Exchange::bind(ExchangeOptions {
+            transport: transport.clone(),
+            bind_address: &bind,
+            advertised: Some(&|bound| ports.advertised(&cluster.task_manager_host, bound)),
+            resource: resource.clone(),
+            instance,
+            secret: &cluster.cluster_secret.0,
+            network_memory: cluster.network_memory,
+            heartbeat: &cluster.heartbeat,
+            handle: io.clone(),
+        })
         .await
         .map_err(|source| NodeError::Listen {
             address: bind,

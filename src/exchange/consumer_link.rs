@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use super::frame::{CloseBody, Credit, Frame, Kind, LinkError, OpenBody, Window, read_frame};
 use super::handshake::{HandshakeError, Identity};
+use super::keepalive::Keepalive;
 use super::producer_link::{READ_BUFFER_BYTES, WRITE_BUFFER_BYTES, write_frame};
 use super::remote_input::RemoteInput;
 
@@ -155,6 +156,7 @@ impl ConsumerLink {
         transport: &dyn Transport,
         identity: &Identity,
         connection_ids: impl Fn() -> u64,
+        keepalive: Keepalive,
     ) -> String {
         let mut backoff = DIAL_BACKOFF;
         let mut attempt = 1;
@@ -176,8 +178,8 @@ impl ConsumerLink {
         let (reader, writer) = tokio::io::split(stream);
         let error = tokio::select! {
             biased;
-            error = self.read(reader) => error,
-            error = self.write(writer) => error,
+            error = self.read(keepalive.watch(reader)) => keepalive.reason(error),
+            error = self.write(writer, keepalive) => error,
         };
         error.to_string()
     }
@@ -225,6 +227,9 @@ impl ConsumerLink {
                 Err(error) => return error,
             };
             let (kind, alias) = (frame.kind, frame.alias);
+            if kind == Kind::Keepalive {
+                continue;
+            }
             let input = {
                 let state = self.lock();
                 match state.by_wire.get(&alias) {
@@ -240,10 +245,11 @@ impl ConsumerLink {
         }
     }
 
-    async fn write(&self, writer: impl AsyncWrite + Unpin) -> LinkError {
+    async fn write(&self, writer: impl AsyncWrite + Unpin, keepalive: Keepalive) -> LinkError {
         let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+        let mut is_due = false;
         loop {
-            let (frames, is_closed) = {
+            let (mut frames, is_closed) = {
                 let mut state = self.lock();
                 let mut frames: Vec<Frame> = state.outgoing.drain(..).collect();
                 let credits = std::mem::take(&mut state.credits);
@@ -254,6 +260,9 @@ impl ConsumerLink {
                 );
                 (frames, state.closed.is_some())
             };
+            if is_due && frames.is_empty() {
+                frames.push(Frame::keepalive());
+            }
             for frame in &frames {
                 if let Err(error) = write_frame(&mut writer, frame).await {
                     return error.into();
@@ -265,9 +274,7 @@ impl ConsumerLink {
             if is_closed {
                 return LinkError::Closed;
             }
-            if frames.is_empty() {
-                self.notify.notified().await;
-            }
+            is_due = frames.is_empty() && keepalive.is_due(&self.notify).await;
         }
     }
 

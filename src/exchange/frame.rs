@@ -8,6 +8,7 @@
 //! waited for: a sender without credit would never send the bytes that a longer one promises.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use perennial_actors::model::{CheckpointBarrier, EdgeId, ExecutionAttemptId};
@@ -84,10 +85,12 @@ pub(super) enum Kind {
     EndOfInput,
     /// Either way: this end is gone.
     Close,
+    /// Either way, for no channel: this end is there.
+    Keepalive,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Open,
         Self::Credit,
         Self::Data,
@@ -96,6 +99,7 @@ impl Kind {
         Self::Barrier,
         Self::EndOfInput,
         Self::Close,
+        Self::Keepalive,
     ];
 
     fn code(self) -> u8 {
@@ -108,6 +112,7 @@ impl Kind {
             Self::Barrier => 6,
             Self::EndOfInput => 7,
             Self::Close => 8,
+            Self::Keepalive => 9,
         }
     }
 
@@ -171,6 +176,8 @@ pub(super) enum LinkError {
     Io(#[from] io::Error),
     #[error("the connection was closed")]
     Closed,
+    #[error("no word from the peer for {0:?}")]
+    Silent(Duration),
     #[error("frame of {length} bytes: must be {HEADER_BYTES} to {FRAME_BYTES_MAX}")]
     Length { length: usize },
     #[error("checksum mismatch in a frame of {length} bytes: damaged on the way")]
@@ -208,6 +215,15 @@ impl Frame {
             body: postcard::to_stdvec(body)
                 .expect("plain data without maps of unknown length always encodes")
                 .into(),
+        }
+    }
+
+    pub(super) fn keepalive() -> Self {
+        Self {
+            kind: Kind::Keepalive,
+            alias: 0,
+            sequence: 0,
+            body: Bytes::new(),
         }
     }
 

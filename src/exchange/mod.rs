@@ -12,6 +12,7 @@ mod consumer_link;
 mod frame;
 mod gate;
 mod handshake;
+mod keepalive;
 mod local;
 mod output;
 mod producer_link;
@@ -34,6 +35,7 @@ use perennial_actors::model::{
     ChannelPeer, EdgeChannels, ExecutionAttemptId, FailureKind, InstanceId, ResourceId,
 };
 use perennial_actors::rpc::Transport;
+use perennial_config::HeartbeatSettings;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,7 @@ pub use registry::ExchangeUsage;
 use consumer_link::ConsumerLink;
 use gate::{InputChannel, Source};
 use handshake::Identity;
+use keepalive::Keepalive;
 use output::Target;
 use registry::{End, Registry};
 use remote_input::RemoteInput;
@@ -63,6 +66,28 @@ pub trait TaskWaker: Send + Sync + 'static {
     fn wake(&self);
 }
 
+/// What an [`Exchange`] is made from.
+pub struct ExchangeOptions<'a> {
+    /// To connect and listen with.
+    pub transport: Arc<dyn Transport>,
+    /// Where to listen.
+    pub bind_address: &'a str,
+    /// What peers are told, given the bound address; `None`: that address itself.
+    pub advertised: Option<&'a (dyn Fn(&str) -> String + Sync)>,
+    /// Who this process is.
+    pub resource: ResourceId,
+    /// This run of it.
+    pub instance: InstanceId,
+    /// The cluster's.
+    pub secret: &'a str,
+    /// Shared out among the channels from other processes, in bytes.
+    pub network_memory: u64,
+    /// A connection on which nothing was heard for the timeout and two intervals is lost.
+    pub heartbeat: &'a HeartbeatSettings,
+    /// Where socket work runs.
+    pub handle: Handle,
+}
+
 /// The data connections of one TaskManager. Dropping it closes them.
 pub struct Exchange {
     inner: Arc<Inner>,
@@ -76,6 +101,7 @@ struct Inner {
     registry: Arc<Registry>,
     transport: Arc<dyn Transport>,
     identity: Identity,
+    keepalive: Keepalive,
     /// Numbers connections, for nonces.
     connections: AtomicU64,
     cancel: CancellationToken,
@@ -110,18 +136,18 @@ impl Drop for Running {
 
 impl Exchange {
     /// Listens for consumers of other processes.
-    ///
-    /// Peers are told `advertised`, given the bound address; `None`: that address itself. `network_memory` is shared out among the
-    /// channels from other processes. Socket work runs on `handle`.
-    pub async fn bind(
-        transport: Arc<dyn Transport>,
-        bind_address: &str,
-        advertised: Option<&(dyn Fn(&str) -> String + Sync)>,
-        location: (ResourceId, InstanceId),
-        secret: &str,
-        network_memory: u64,
-        handle: Handle,
-    ) -> io::Result<Arc<Self>> {
+    pub async fn bind(options: ExchangeOptions<'_>) -> io::Result<Arc<Self>> {
+        let ExchangeOptions {
+            transport,
+            bind_address,
+            advertised,
+            resource,
+            instance,
+            secret,
+            network_memory,
+            heartbeat,
+            handle,
+        } = options;
         let listener = tokio::time::timeout(BIND_TIMEOUT, transport.listen(bind_address))
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("bind {bind_address}")))?
@@ -131,7 +157,6 @@ impl Exchange {
             Some(advertised) => advertised(&bound),
             None => bound,
         };
-        let (resource, instance) = location;
         let inner = Arc::new(Inner {
             registry: Arc::new(Registry::new(network_memory)),
             transport,
@@ -139,6 +164,7 @@ impl Exchange {
                 instance,
                 secret: secret.as_bytes().to_vec(),
             },
+            keepalive: Keepalive::new(heartbeat),
             connections: AtomicU64::new(0),
             cancel: CancellationToken::new(),
             running: watch::Sender::new(0),
@@ -228,7 +254,7 @@ impl Exchange {
             let reason = tokio::select! {
                 biased;
                 () = inner.cancel.cancelled() => "the exchange of this process is closed".to_owned(),
-                reason = running.run(&*inner.transport, &inner.identity, || inner.next_connection()) => reason,
+                reason = running.run(&*inner.transport, &inner.identity, || inner.next_connection(), inner.keepalive) => reason,
             };
             // First out of the registry, so that no channel to come registers with a connection that has ended.
             inner.registry.drop_link(&running);

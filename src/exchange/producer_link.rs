@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::sync::Notify;
 
 use super::frame::{ChannelId, CloseBody, Credit, Frame, Kind, LinkError, OpenBody, read_frame};
+use super::keepalive::Keepalive;
 use super::registry::Registry;
 use super::remote_output::RemoteOutput;
 
@@ -107,12 +108,13 @@ impl ProducerLink {
         self: &Arc<Self>,
         registry: &Registry,
         stream: impl AsyncRead + AsyncWrite,
+        keepalive: Keepalive,
     ) -> LinkError {
         let (reader, writer) = tokio::io::split(stream);
         tokio::select! {
             biased;
-            error = self.read(registry, reader) => error,
-            error = self.write(writer) => error,
+            error = self.read(registry, keepalive.watch(reader)) => keepalive.reason(error),
+            error = self.write(writer, keepalive) => error,
         }
     }
 
@@ -172,6 +174,7 @@ impl ProducerLink {
                 }
                 Ok(())
             }
+            Kind::Keepalive => Ok(()),
             Kind::Data | Kind::Watermark | Kind::Status | Kind::Barrier | Kind::EndOfInput => {
                 Err(LinkError::Direction { kind })
             }
@@ -188,7 +191,7 @@ impl ProducerLink {
         }
     }
 
-    async fn write(&self, writer: impl AsyncWrite + Unpin) -> LinkError {
+    async fn write(&self, writer: impl AsyncWrite + Unpin, keepalive: Keepalive) -> LinkError {
         let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
         let mut frames = Vec::with_capacity(FRAMES_AT_ONCE);
         loop {
@@ -202,7 +205,9 @@ impl ProducerLink {
                     return error.into();
                 }
                 // A frame queued since the look above has left a permit, so that this returns at once.
-                self.notify.notified().await;
+                if keepalive.is_due(&self.notify).await {
+                    frames.push(Frame::keepalive());
+                }
                 continue;
             }
             for frame in frames.drain(..) {

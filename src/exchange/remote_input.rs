@@ -120,7 +120,7 @@ impl RemoteInput {
             Kind::Status => Received::Status(frame.parse::<StatusBody>()?.into()),
             Kind::Barrier => Received::Barrier(frame.parse::<BarrierBody>()?.0),
             Kind::EndOfInput => Received::EndOfInput,
-            kind @ (Kind::Open | Kind::Credit | Kind::Close) => {
+            kind @ (Kind::Open | Kind::Credit | Kind::Close | Kind::Keepalive) => {
                 return Err(LinkError::Direction { kind });
             }
         };

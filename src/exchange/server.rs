@@ -87,7 +87,7 @@ async fn serve(inner: &Inner, mut stream: BoxStream, address: &str) {
     let reason = tokio::select! {
         biased;
         () = inner.cancel.cancelled() => "the exchange of this process is closed".to_owned(),
-        error = link.run(&inner.registry, stream) => error.to_string(),
+        error = link.run(&inner.registry, stream, inner.keepalive) => error.to_string(),
     };
     link.fail(&inner.registry, &reason);
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use perennial::api::{Arguments, Submission};
-use perennial::exchange::Exchange;
+use perennial::exchange::{Exchange, ExchangeOptions};
 use perennial::storage::Stores;
 use perennial::task::{LocalTaskRunner, RunnerOptions, ThreadDriver};
 use perennial_actors::checkpoint::{Header, RestorePlan, compose};
@@ -80,15 +80,17 @@ impl Script {
         let instance = InstanceId(1);
         let resource = ResourceId("tm".into());
         let exchange = runtime
-            .block_on(Exchange::bind(
-                Arc::new(TcpTransport),
-                "127.0.0.1:0",
-                None,
-                (resource.clone(), instance),
-                "",
-                64 << 20,
-                runtime.handle().clone(),
-            ))
+            .block_on(Exchange::bind(ExchangeOptions {
+                transport: Arc::new(TcpTransport),
+                bind_address: "127.0.0.1:0",
+                advertised: None,
+                resource: resource.clone(),
+                instance,
+                secret: "",
+                network_memory: 64 << 20,
+                heartbeat: &loaded.settings.cluster.heartbeat,
+                handle: runtime.handle().clone(),
+            }))
             .unwrap();
         let clock = Clock::system();
         let runner = LocalTaskRunner::new(RunnerOptions {

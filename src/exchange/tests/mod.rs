@@ -21,6 +21,11 @@ use super::*;
 use crate::batch::{Batch, StreamElement};
 
 pub(super) const SECRET: &str = "a secret";
+pub(super) const HEARTBEAT: HeartbeatSettings = HeartbeatSettings {
+    interval: Duration::from_secs(1),
+    timeout: Duration::from_secs(3),
+    reconnect_window: Duration::from_secs(2),
+};
 /// A test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -54,16 +59,27 @@ pub(super) async fn start_on(
     secret: &str,
     memory: u64,
 ) -> Arc<Exchange> {
-    let location = (ResourceId(format!("tm-{instance}")), InstanceId(instance));
-    Exchange::bind(
+    bind(transport, "127.0.0.1:0", instance, secret, memory).await
+}
+
+pub(super) async fn bind(
+    transport: Arc<dyn Transport>,
+    bind_address: &str,
+    instance: u128,
+    secret: &str,
+    network_memory: u64,
+) -> Arc<Exchange> {
+    Exchange::bind(ExchangeOptions {
         transport,
-        "127.0.0.1:0",
-        None,
-        location,
+        bind_address,
+        advertised: None,
+        resource: ResourceId(format!("tm-{instance}")),
+        instance: InstanceId(instance),
         secret,
-        memory,
-        Handle::current(),
-    )
+        network_memory,
+        heartbeat: &HEARTBEAT,
+        handle: Handle::current(),
+    })
     .await
     .unwrap()
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
-use perennial_actors::rpc::{BoxStream, Listener};
+use perennial_actors::rpc::{BoxStream, Listener, MemoryNetwork};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -598,4 +598,73 @@ async fn a_peer_that_never_answers_is_lost_after_the_deadline() {
     assert_lost(&failure, 2, "no answer");
     assert!(begin.elapsed() >= super::super::consumer_link::DIAL_TIMEOUT);
     a.close().await;
+}
+
+async fn two_on(network: &MemoryNetwork) -> (Arc<Exchange>, Arc<Exchange>) {
+    let a = Arc::new(network.node("a"));
+    let b = Arc::new(network.node("b"));
+    (
+        bind(a, "a:1", 1, SECRET, MEMORY).await,
+        bind(b, "b:1", 2, SECRET, MEMORY).await,
+    )
+}
+
+/// N4: nobody has anything to say, so that only the empty frames can tell. In all three places where a cut may fall on an idle channel.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_broke_without_a_word_is_lost_by_both_ends() {
+    for cut in [
+        |network: &MemoryNetwork| network.half_open("a", "b"),
+        |network: &MemoryNetwork| network.half_open("b", "a"),
+        |network: &MemoryNetwork| {
+            network.silence("a", "b");
+            network.silence("b", "a");
+        },
+    ] {
+        let network = MemoryNetwork::new();
+        let (a, b) = two_on(&network).await;
+        let mut p = pair(&a, &b, 0);
+        p.gate.start();
+        p.output.push(batch([1]));
+        until(&p.producer, || p.output.flush().unwrap().then_some(())).await;
+        assert_eq!(take(&mut p.gate, &p.consumer).await, batch([1]));
+        cut(&network);
+        let begin = Instant::now();
+        let input = failure_of_input(&mut p.gate, &p.consumer).await;
+        let output = failure_of_output(&mut p.output, &p.producer).await;
+        assert_lost(&input, 1, "");
+        assert_lost(&output, 2, "");
+        let bound = HEARTBEAT.timeout + 3 * HEARTBEAT.interval;
+        assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
+    }
+}
+
+/// A hung process is the JobManager's to tell, by its heartbeats: the connection holds for longer than their timeout.
+#[tokio::test(start_paused = true)]
+async fn a_silence_is_named_and_borne_for_longer_than_a_missing_heartbeat() {
+    let network = MemoryNetwork::new();
+    let (a, b) = two_on(&network).await;
+    let mut p = pair(&a, &b, 0);
+    p.gate.start();
+    p.output.push(batch([1]));
+    until(&p.producer, || p.output.flush().unwrap().then_some(())).await;
+    assert_eq!(take(&mut p.gate, &p.consumer).await, batch([1]));
+    network.silence("a", "b");
+    let begin = Instant::now();
+    let failure = failure_of_input(&mut p.gate, &p.consumer).await;
+    assert_lost(&failure, 1, "no word from the peer for 5s");
+    assert!(begin.elapsed() > HEARTBEAT.timeout + HEARTBEAT.interval);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_stays() {
+    let network = MemoryNetwork::new();
+    let (a, b) = two_on(&network).await;
+    let mut p = pair(&a, &b, 0);
+    p.gate.start();
+    for i in 0..3 {
+        p.output.push(batch([i]));
+        until(&p.producer, || p.output.flush().unwrap().then_some(())).await;
+        assert_eq!(take(&mut p.gate, &p.consumer).await, batch([i]));
+        tokio::time::sleep(100 * HEARTBEAT.timeout).await;
+    }
 }

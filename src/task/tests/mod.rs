@@ -17,6 +17,7 @@ use perennial_actors::model::{
 };
 use perennial_actors::rpc::MemoryNetwork;
 use perennial_actors::{DataPlane, TaskControl};
+use perennial_config::{Settings, Sources};
 use tokio::runtime::Handle;
 
 use super::control::{ControlQueue, SharedCounters};
@@ -25,7 +26,7 @@ use super::snapshot::{SnapshotSink, SubtaskSnapshot};
 use super::stream_task::{Step, StreamTask, TaskServices, TaskState};
 use super::{Blocking, InputHead};
 use crate::batch::Record;
-use crate::exchange::{Exchange, InputGate, OutputChannel, SerdeCodec, TaskWaker};
+use crate::exchange::{Exchange, ExchangeOptions, InputGate, OutputChannel, SerdeCodec, TaskWaker};
 use crate::operator::{
     Chained, Head, Node, Operator, Output, PartitionWriter, Partitioner, Place, RestoredOperator,
     SideOutputs, SinkNode, SourceHead, StartContext, TaskFaults, TaskInfo,
@@ -223,16 +224,18 @@ pub(super) struct Channels(Arc<Exchange>);
 impl Channels {
     pub(super) async fn new() -> Self {
         let transport = Arc::new(MemoryNetwork::new().node("here"));
-        let location = (ResourceId("here".into()), InstanceId(1));
-        let exchange = Exchange::bind(
+        let loaded = Settings::load(&Sources::default()).unwrap();
+        let exchange = Exchange::bind(ExchangeOptions {
             transport,
-            "here:1",
-            None,
-            location,
-            "secret",
-            16 << 20,
-            Handle::current(),
-        );
+            bind_address: "here:1",
+            advertised: None,
+            resource: ResourceId("here".into()),
+            instance: InstanceId(1),
+            secret: "secret",
+            network_memory: 16 << 20,
+            heartbeat: &loaded.settings.cluster.heartbeat,
+            handle: Handle::current(),
+        });
         Self(exchange.await.unwrap())
     }
 
