@@ -123,10 +123,10 @@ fn a_thousand_seeds_hold_every_invariant_and_are_repeatable() {
         // Once a run at least; but there is no rule for the output of one that was cancelled after its store had been damaged.
         assert!(count >= 990, "{invariant} was checked {count} times");
     }
-    // A run in which nothing happens proves nothing. Some fault points are never come by, and some jobs end too early.
+    // A run in which nothing happens proves nothing. Some faults use up the restarts before the second comes.
     let poor = reports().filter(|r| r.report.strikes.len() < 2).count();
     assert!(
-        poor <= runs.len() * 3 / 20,
+        poor <= runs.len() / 100,
         "{poor} runs with fewer than two faults"
     );
     let several = reports().filter(|r| r.checkpoints >= 3).count();

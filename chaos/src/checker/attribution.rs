@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use perennial_actors::model::{FailureKind, RecoveryRecord};
+use perennial_config::HeartbeatSettings;
 
 use crate::plan::{DataFault, Fault, LinkFault};
 
@@ -37,10 +38,21 @@ pub struct Struck {
 /// What detection is configured to tolerate.
 #[derive(Debug, Clone, Copy)]
 pub struct Tolerance {
-    /// `heartbeat.timeout`.
-    pub heartbeat: Duration,
+    /// The shortest silence that may be taken for a loss.
+    pub silence: Duration,
     /// `heartbeat.reconnect-window`.
     pub reconnect: Duration,
+}
+
+impl Tolerance {
+    /// Of a cluster: when a silence begins, the last heartbeat may be as old as an interval.
+    #[must_use]
+    pub fn of(heartbeat: &HeartbeatSettings) -> Self {
+        Self {
+            silence: heartbeat.timeout.saturating_sub(heartbeat.interval),
+            reconnect: heartbeat.reconnect_window,
+        }
+    }
 }
 
 /// The newest strike that explains the recovery.
@@ -112,12 +124,12 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
 /// Whether the catalogue lets the fault restart a job at all.
 fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool {
     match fault {
-        Fault::Pause { down } => *down >= tolerance.heartbeat,
+        Fault::Pause { down } => *down >= tolerance.silence,
         // Slow is not dead.
         Fault::Starve { .. } => false,
         Fault::Link(LinkFault::Reset { down }) => is_data_link || *down >= tolerance.reconnect,
         Fault::Link(LinkFault::BlackHole { down, .. }) => {
-            is_data_link || *down >= tolerance.heartbeat
+            is_data_link || *down >= tolerance.silence
         }
         // A session that resumes takes several messages both ways.
         Fault::Link(LinkFault::Latency { delay, jitter, .. }) => {
@@ -154,7 +166,7 @@ mod tests {
     use perennial_actors::model::{InstanceId, RecoveryPhases, ResourceId, TaskFailure};
 
     const TOLERANCE: Tolerance = Tolerance {
-        heartbeat: Duration::from_secs(3),
+        silence: Duration::from_secs(2),
         reconnect: Duration::from_secs(1),
     };
 

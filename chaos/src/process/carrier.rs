@@ -280,11 +280,7 @@ impl<'a> Run<'a> {
     }
 
     fn tolerance(&self) -> Tolerance {
-        let heartbeat = &self.settings.cluster.heartbeat;
-        Tolerance {
-            heartbeat: heartbeat.timeout,
-            reconnect: heartbeat.reconnect_window,
-        }
+        Tolerance::of(&self.settings.cluster.heartbeat)
     }
 
     fn nodes(&self, view: &View) -> Nodes {

@@ -241,11 +241,7 @@ fn struck(plan: &FaultPlan, drive: &Drive, began: Instant) -> Vec<Struck> {
 }
 
 fn tolerance(cluster: &Cluster) -> Tolerance {
-    let heartbeat = &cluster.settings.cluster.heartbeat;
-    Tolerance {
-        heartbeat: heartbeat.timeout,
-        reconnect: heartbeat.reconnect_window,
-    }
+    Tolerance::of(&cluster.settings.cluster.heartbeat)
 }
 
 /// S5 and S6: what the job's history says about restarts and causes.
