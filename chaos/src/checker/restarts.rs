@@ -241,7 +241,8 @@ impl Model {
                 let is_unknown = self.planned.is_none() && used != (0, 0);
                 self.used = (attempt, attempt);
                 if !is_merged {
-                    self.planned = Some((seen.at + low, seen.at + high));
+                    self.planned =
+                        Some((seen.at + delay_ms - SLACK_MS, seen.at + delay_ms + SLACK_MS));
                 }
                 if !is_right || most.is_some_and(|most| attempt > most) {
                     return Err(format!("{used:?} attempts were used up before"));
@@ -383,6 +384,31 @@ mod tests {
             &rate,
             &[first, (5000, "failure-rate: attempt 2, in 1.0 s")]
         ));
+    }
+
+    /// The second one came as the wait ended and was never deployed, so that nobody can tell whose it is.
+    #[test]
+    fn a_wait_ends_when_the_decision_says() {
+        let settings = RestartSettings {
+            strategy: RestartStrategy::ExponentialDelay {
+                initial_backoff: Duration::from_millis(500),
+                max_backoff: Duration::from_secs(2),
+                multiplier: 1.5,
+                reset_threshold: Duration::from_secs(3),
+                jitter_factor: 0.1,
+                attempts_before_reset: None,
+            },
+            is_strict: false,
+        };
+        let mut records = [
+            record(1, 0, "exponential-delay: attempt 1, in 0.5 s"),
+            record(2, 500, "exponential-delay: attempt 1, in 0.0 s"),
+            record(3, 525, "exponential-delay: attempt 2, in 0.7 s"),
+        ];
+        records[1].attempt = None;
+        assert_eq!(check_restarts(&settings, &records), Vec::<String>::new());
+        records[2].decision = "exponential-delay: attempt 3, in 1.1 s".to_owned();
+        assert_eq!(check_restarts(&settings, &records).len(), 1);
     }
 
     fn recovery(number: u32, attempt: &str, decision: &str, delay_ms: f64) -> RecoveryRecord {

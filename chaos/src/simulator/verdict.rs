@@ -179,7 +179,9 @@ fn check_state(
         .is_some_and(|r| r.decision.contains("no restart"));
     match end.summary.state {
         // An end that was not recorded before its leader was lost is none: the next leader takes the job up again.
-        JobState::Finished if is_fatal && observer.histories().len() == 1 => {
+        JobState::Finished
+            if is_fatal && observer.histories().len() == 1 && !has_lost(&end.recoveries) =>
+        {
             Err("the job finished although its function failed for good".to_owned())
         }
         JobState::Finished => Ok(()),
@@ -276,17 +278,21 @@ fn check_histories(
             .flat_map(|r| [&r.cause].into_iter().chain(&r.other_causes))
             .filter(|cause| is_break(cause))
             .count();
-        // A lost TaskManager takes what it had to say with it.
-        let is_lost = history
-            .iter()
-            .any(|r| matches!(r.cause.kind, FailureKind::TaskManagerLost { .. }));
-        let result = if breaks.is_empty() || named > 0 || is_lost {
+        let result = if breaks.is_empty() || named > 0 || has_lost(history) {
             Ok(())
         } else {
             Err(format!("{breaks:?} are not named in the history"))
         };
         findings.check(Invariant::S6, result);
     }
+}
+
+/// Whether a TaskManager was lost: it takes what it had to say with it.
+fn has_lost(history: &[RecoveryRecord]) -> bool {
+    history
+        .iter()
+        .flat_map(|r| [&r.cause].into_iter().chain(&r.other_causes))
+        .any(|cause| matches!(cause.kind, FailureKind::TaskManagerLost { .. }))
 }
 
 fn is_break(cause: &TaskFailure) -> bool {
