@@ -102,6 +102,12 @@ pub fn is_retired(record: &Record) -> bool {
     matches!(&record.outcome, RecordOutcome::Aborted { reason } if reason == "retired")
 }
 
+/// Whether its creator has put this record over one of its own that it could not read and told nobody of.
+#[must_use]
+pub fn is_taken_back(record: &Record) -> bool {
+    matches!(&record.outcome, RecordOutcome::Aborted { reason } if reason == "its record could not be read")
+}
+
 /// What must hold over a sequence of records, whoever wrote them (invariant S3): dense numbers, each record says its own number, epochs
 /// never fall, a new epoch begins with its claim, nothing follows the end.
 ///

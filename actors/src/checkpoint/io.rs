@@ -77,14 +77,13 @@ impl Ledger {
             token,
             outcome,
         };
-        let settlement = record(
-            settlement_token,
-            RecordOutcome::Aborted {
-                reason: "its record could not be written in time".into(),
-            },
-        );
+        let aborted = |reason: &str| {
+            let reason = reason.to_owned();
+            let record = record(settlement_token, RecordOutcome::Aborted { reason });
+            encode_record(&record).map(Bytes::from)
+        };
+        let settlement = aborted("its record could not be written in time");
         let intent = encode_record(&record(token, outcome)).map(Bytes::from);
-        let settlement = encode_record(&settlement).map(Bytes::from);
         let key = record_key(checkpoint);
         let mut writer = RecordWriter::new(self.epoch, token, settlement_token, on_failure);
         let mut back_off = BackOff::new(self.entropy.clone());
@@ -103,6 +102,13 @@ impl Ledger {
                     },
                     Err(StoreError::NotFound { .. }) => Observation::Missing,
                     Err(_) => Observation::ReadFailed,
+                },
+                Action::TakeBack => match aborted(TAKEN_BACK) {
+                    Ok(bytes) => match self.store.put(&key, bytes).await {
+                        Ok(()) => Observation::TakenBack,
+                        Err(_) => Observation::TakeBackFailed,
+                    },
+                    Err(_) => Observation::TakeBackFailed,
                 },
                 Action::ReadEpoch => match self.guard.current_epoch().await {
                     Ok(epoch) => Observation::Epoch(epoch),
@@ -217,6 +223,8 @@ pub(crate) struct Survey {
 
 /// The text of a record that retention left in place of a checkpoint's; below it nothing is retained.
 pub(crate) const RETIRED: &str = "retired";
+/// The text of a record that its creator wrote over its own one, because it could not read that.
+pub(crate) const TAKEN_BACK: &str = "its record could not be read";
 
 /// Reads where the sequence ends and what it holds.
 pub(crate) async fn survey(store: &dyn Store) -> StoreResult<Survey> {
@@ -405,7 +413,7 @@ impl Ledger {
             .write(number, RecordOutcome::Claimed, OnFailure::Repeat)
             .await;
         match fate {
-            Fate::Written | Fate::Settled | Fate::Spent => {
+            Fate::Written | Fate::Settled => {
                 // While we looked, retention of a leader that still ran may have passed this number: then it was free for the second
                 // time, and the end lies beyond.
                 match read_slot(&*self.store, next_anchor(number)).await? {
@@ -593,18 +601,24 @@ pub(crate) async fn clear_ended(
 
 /// Deletes every object of a decided number that nobody refers to.
 pub(crate) async fn sweep(ledger: &Ledger, last_decided: CheckpointId, needed: BTreeSet<String>) {
-    match ledger.store.list(super::keys::SHARED_PREFIX).await {
-        Ok(listed) => {
-            let needed = needed.iter().map(String::as_str).collect();
-            let garbage = super::retention::sweep(&listed, last_decided, &needed);
-            if !garbage.is_empty() {
-                tracing::info!(
-                    objects = garbage.len(),
-                    "sweeping objects of undone checkpoints"
-                );
+    let mut back_off = BackOff::new(ledger.entropy.clone());
+    for attempt in 1..=CLEAN_TRIES {
+        match ledger.store.list(super::keys::SHARED_PREFIX).await {
+            Ok(listed) => {
+                let needed = needed.iter().map(String::as_str).collect();
+                let garbage = super::retention::sweep(&listed, last_decided, &needed);
+                if !garbage.is_empty() {
+                    tracing::info!(
+                        objects = garbage.len(),
+                        "sweeping objects of undone checkpoints"
+                    );
+                }
+                return delete_all(&*ledger.store, garbage, &ledger.entropy).await;
             }
-            delete_all(&*ledger.store, garbage, &ledger.entropy).await;
+            Err(error) if attempt == CLEAN_TRIES => {
+                tracing::warn!(%error, "not swept; the next leader will");
+            }
+            Err(_) => back_off.pause().await,
         }
-        Err(error) => tracing::debug!(%error, "not swept; the next leader will"),
     }
 }

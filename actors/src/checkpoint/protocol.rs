@@ -1,8 +1,8 @@
 //! The dense sequence of records as pure state machines (design.md section 6): who may write which number when, what an answer of the
 //! store proves, and where the sequence ends.
 //!
-//! Invariants: a number is decided by exactly one created object; number n is only tried after n-1 is decided; an outcome that is not
-//! known is never told to anybody. No I/O here: `io.rs` carries the actions out.
+//! Invariants: a number is decided by exactly one created object, unless its creator cannot read it and takes it back; number n is only
+//! tried after n-1 is decided; an outcome that is not known is never told to anybody. No I/O here: `io.rs` carries the actions out.
 //!
 //! Which numbers stay readable: retention replaces records by small ones and deletes those below the newest *anchor* (a multiple of
 //! [`ANCHOR_EVERY`]); anchors stay for ever. So the end can be found from any starting point by reading single objects: a missing
@@ -36,6 +36,8 @@ pub enum Action {
     CreateSettlement,
     /// Read the record.
     Read,
+    /// Write an `Aborted` record over one that cannot be read.
+    TakeBack,
     /// Read the epoch in force.
     ReadEpoch,
     /// Nothing: this is the outcome.
@@ -66,6 +68,10 @@ pub enum Observation {
     Missing,
     /// The read failed.
     ReadFailed,
+    /// What could not be read is replaced.
+    TakenBack,
+    /// Nobody knows whether it is.
+    TakeBackFailed,
     /// The epoch in force.
     Epoch(LeaderEpoch),
     /// The epoch could not be read.
@@ -77,10 +83,8 @@ pub enum Observation {
 pub enum Fate {
     /// By our record, as intended.
     Written,
-    /// By our `Aborted` record: the intended one will never exist.
+    /// By our `Aborted` record: the intended one will never exist, or no more.
     Settled,
-    /// By a record that nobody can read: the number is spent, and counts as aborted.
-    Spent,
     /// By somebody else, or ours while a higher epoch exists: stop, touch nothing.
     Fenced {
         /// The epoch met.
@@ -106,6 +110,10 @@ enum Stage {
         is_settling: bool,
     },
     Confirming(Fate),
+    /// Reading the epoch before what cannot be read is replaced: a higher one may have written it. If none did, none will, because it
+    /// creates its records.
+    Condemning,
+    TakingBack,
 }
 
 /// Decides one number; see [`Action`].
@@ -185,7 +193,8 @@ impl RecordWriter {
                 if self.unreadable < UNREADABLE_READS {
                     self.read(is_settling, Pace::BackOff)
                 } else {
-                    self.confirm(Fate::Spent)
+                    self.stage = Stage::Condemning;
+                    (Action::ReadEpoch, Pace::Now)
                 }
             }
             // Nothing there, and our write may still land: a second create under the same name takes its place, so that one of both
@@ -205,19 +214,29 @@ impl RecordWriter {
             (Stage::Reading { is_settling }, O::ReadFailed) => {
                 self.read(is_settling, Pace::BackOff)
             }
-            (Stage::Confirming(_), O::Epoch(epoch)) if epoch > self.epoch => {
+            (Stage::Confirming(_) | Stage::Condemning, O::Epoch(epoch)) if epoch > self.epoch => {
                 (Action::Done(Fate::Fenced { epoch }), Pace::Now)
             }
+            // The next leader may read it well, and restore from what everybody was told is aborted.
+            (Stage::Condemning, O::Epoch(_)) => {
+                self.stage = Stage::TakingBack;
+                (Action::TakeBack, Pace::Now)
+            }
+            (Stage::TakingBack, O::TakenBack) => self.confirm(Fate::Settled),
+            (Stage::TakingBack, O::TakeBackFailed) => (Action::TakeBack, Pace::BackOff),
             (Stage::Confirming(fate), O::Epoch(_)) => (Action::Done(fate), Pace::Now),
             // Not knowing whether somebody else leads, we may not tell anybody.
-            (Stage::Confirming(_), O::EpochFailed) => (Action::ReadEpoch, Pace::BackOff),
+            (Stage::Confirming(_) | Stage::Condemning, O::EpochFailed) => {
+                (Action::ReadEpoch, Pace::BackOff)
+            }
             // Answers to questions that were not asked: ask again.
             (Stage::Intent, O::Found { .. } | O::Unreadable | O::Missing | O::ReadFailed)
-            | (Stage::Intent, O::Epoch(_) | O::EpochFailed) => {
+            | (Stage::Intent, O::Epoch(_) | O::EpochFailed | O::TakenBack | O::TakeBackFailed) => {
                 (Action::CreateIntent, Pace::BackOff)
             }
             (Stage::Settlement, O::Found { .. } | O::Unreadable | O::Missing | O::ReadFailed)
-            | (Stage::Settlement, O::Epoch(_) | O::EpochFailed) => self.settle(Pace::BackOff),
+            | (Stage::Settlement, O::Epoch(_) | O::EpochFailed)
+            | (Stage::Settlement, O::TakenBack | O::TakeBackFailed) => self.settle(Pace::BackOff),
             (
                 Stage::Reading { is_settling },
                 O::CreatedNew
@@ -225,10 +244,12 @@ impl RecordWriter {
                 | O::CreateFailed
                 | O::CreateUnknown
                 | O::Epoch(_)
-                | O::EpochFailed,
+                | O::EpochFailed
+                | O::TakenBack
+                | O::TakeBackFailed,
             ) => self.read(is_settling, Pace::BackOff),
             (
-                Stage::Confirming(_),
+                Stage::TakingBack,
                 O::CreatedNew
                 | O::CreatedExists
                 | O::CreateFailed
@@ -236,7 +257,22 @@ impl RecordWriter {
                 | O::Found { .. }
                 | O::Unreadable
                 | O::Missing
-                | O::ReadFailed,
+                | O::ReadFailed
+                | O::Epoch(_)
+                | O::EpochFailed,
+            ) => (Action::TakeBack, Pace::BackOff),
+            (
+                Stage::Confirming(_) | Stage::Condemning,
+                O::CreatedNew
+                | O::CreatedExists
+                | O::CreateFailed
+                | O::CreateUnknown
+                | O::Found { .. }
+                | O::Unreadable
+                | O::Missing
+                | O::ReadFailed
+                | O::TakenBack
+                | O::TakeBackFailed,
             ) => (Action::ReadEpoch, Pace::BackOff),
         }
     }
@@ -498,6 +534,40 @@ mod tests {
         );
     }
 
+    /// What is told to be aborted must stay aborted, also for a leader whose reads do better.
+    #[test]
+    fn a_record_that_cannot_be_read_is_taken_back_before_anybody_hears_of_it() {
+        let unreadable = [Observation::Unreadable; UNREADABLE_READS as usize];
+        let begin = || {
+            let mut w = writer(OnFailure::Settle);
+            w.on(Observation::CreateUnknown);
+            assert_eq!(run(&mut w, &unreadable).last(), Some(&Action::ReadEpoch));
+            w
+        };
+        let us = Observation::Epoch(LeaderEpoch(2));
+        let them = Observation::Epoch(LeaderEpoch(3));
+        let epoch = LeaderEpoch(3);
+        assert_eq!(
+            run(
+                &mut begin(),
+                &[us, Observation::TakeBackFailed, Observation::TakenBack, us]
+            ),
+            [
+                Action::TakeBack,
+                Action::TakeBack,
+                Action::ReadEpoch,
+                Action::Done(Fate::Settled)
+            ]
+        );
+        // It may be the record of whoever leads now.
+        let fenced = Action::Done(Fate::Fenced { epoch });
+        assert_eq!(run(&mut begin(), &[them]), [fenced]);
+        assert_eq!(
+            run(&mut begin(), &[us, Observation::TakenBack, them]).last(),
+            Some(&fenced)
+        );
+    }
+
     #[test]
     fn a_foreign_record_fences() {
         let mut w = writer(OnFailure::Repeat);
@@ -536,7 +606,7 @@ mod tests {
         fn a_writer_never_concludes_without_proof(answers in proptest::collection::vec(0_u8..10, 1..60), settle: bool) {
             let mut w = writer(if settle { OnFailure::Settle } else { OnFailure::Repeat });
             let mut action = Action::CreateIntent;
-            let (mut proof_written, mut proof_settled, mut spent, mut epoch_read) = (false, false, false, false);
+            let (mut proof_written, mut proof_settled, mut epoch_read) = (false, false, false);
             for answer in answers {
                 let observation = match action {
                     Action::CreateIntent | Action::CreateSettlement => match answer % 4 {
@@ -552,14 +622,22 @@ mod tests {
                         3 => Observation::ReadFailed,
                         _ => Observation::Unreadable,
                     },
+                    Action::TakeBack => {
+                        prop_assert!(epoch_read, "nothing is replaced before it is known who leads");
+                        if answer % 2 == 0 { Observation::TakenBack } else { Observation::TakeBackFailed }
+                    }
                     Action::ReadEpoch => if answer % 2 == 0 { Observation::Epoch(LeaderEpoch(2)) } else { Observation::EpochFailed },
                     Action::Done(_) => unreachable!(),
                 };
                 match (action, observation) {
-                    (Action::CreateIntent, Observation::CreatedNew) | (Action::Read, OURS) => proof_written = true,
+                    (Action::CreateIntent, Observation::CreatedNew) | (Action::Read, OURS) => {
+                        (proof_written, epoch_read) = (true, false);
+                    }
                     (Action::CreateSettlement, Observation::CreatedNew)
-                    | (Action::Read, Observation::Found { token: 11, .. }) => proof_settled = true,
-                    (Action::Read, Observation::Unreadable) => spent = true,
+                    | (Action::TakeBack, Observation::TakenBack)
+                    | (Action::Read, Observation::Found { token: 11, .. }) => {
+                        (proof_settled, epoch_read) = (true, false);
+                    }
                     (Action::ReadEpoch, Observation::Epoch(_)) => epoch_read = true,
                     _ => {}
                 }
@@ -569,7 +647,6 @@ mod tests {
                     match fate {
                         Fate::Written => prop_assert!(proof_written),
                         Fate::Settled => prop_assert!(proof_settled),
-                        Fate::Spent => prop_assert!(spent),
                         Fate::Fenced { .. } => prop_assert!(false, "nobody else was seen"),
                     }
                     break;

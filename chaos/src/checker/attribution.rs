@@ -27,6 +27,8 @@ pub struct Struck {
     pub nodes: Vec<String>,
     /// A link between TaskManagers is among what it hit.
     pub is_data_link: bool,
+    /// A link to the store is among what it hit.
+    pub is_store_link: bool,
     /// A JobManager process is among what it hit.
     pub hits_job_manager: bool,
     /// When, in ms since the epoch.
@@ -105,7 +107,9 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         | FailureKind::Actor { .. }
         | FailureKind::CancellationTimeout { .. } => !is_store || strike.hits_job_manager,
         FailureKind::Checkpoints { .. } | FailureKind::DamagedSnapshot { .. } => true,
-        FailureKind::Io { .. } | FailureKind::State { .. } => is_store || is_data || is_code,
+        FailureKind::Io { .. } | FailureKind::State { .. } => {
+            is_store || is_data || is_code || strike.is_store_link
+        }
         FailureKind::Panic { .. } | FailureKind::User { .. } => {
             is_data
                 || matches!(
@@ -195,6 +199,7 @@ mod tests {
             what,
             nodes: vec!["taskmanager-1".to_owned()],
             is_data_link: false,
+            is_store_link: false,
             hits_job_manager: false,
             at_ms: 1000,
             healed_ms,

@@ -6,8 +6,11 @@ use crate::proxy::store::{History, Write, WriteKind};
 
 /// How retention marks a record that it puts in the place of a completed one.
 const RETIRED: &str = "aborted: retired";
+/// How a creator marks a record that it puts over one of its own.
+const TAKEN_BACK: &str = "aborted: its record could not be read";
 
-/// Of each name at most one record is created, and only retention replaces one (S3). Returns what breaks it.
+/// Of each name at most one record is created, and only retention replaces one, or its own epoch that could not read it (S3). Returns what
+/// breaks it.
 #[must_use]
 pub fn check_one_truth(history: &History) -> Vec<String> {
     let mut created: BTreeMap<&str, &Write> = BTreeMap::new();
@@ -26,6 +29,12 @@ pub fn check_one_truth(history: &History) -> Vec<String> {
                 }
             }
             WriteKind::Put | WriteKind::Complete if record.outcome == RETIRED => {}
+            WriteKind::Put | WriteKind::Complete
+                if record.outcome == TAKEN_BACK
+                    && created
+                        .get(write.key.as_str())
+                        .and_then(|before| before.record.as_ref())
+                        .is_none_or(|before| before.epoch == record.epoch) => {}
             WriteKind::Put | WriteKind::Complete => broken.push(format!(
                 "{} was replaced by {:?} with {record:?}",
                 write.key, write.node

@@ -12,6 +12,7 @@ use perennial_actors::model::{JobState, LeaderEpoch, Manifest, Record, RecordOut
 
 use super::{
     Findings, Loaded, check_fencing, check_follows, check_one_truth, check_record, is_retired,
+    is_taken_back,
 };
 use crate::plan::Invariant;
 use crate::proxy::store::{History, WriteKind};
@@ -121,6 +122,9 @@ impl StoreHistory {
 
     /// The harness has harmed an object: what refers to it is not compared any more.
     pub fn harm(&mut self, job: &str, key: &str) {
+        // A record that is lost before anybody heard of it may be decided again.
+        let path = format!("{job}/{key}");
+        self.writes.writes.retain(|write| write.key != path);
         let job = self.jobs.entry(job.to_owned()).or_default();
         job.harmed.insert(key.to_owned());
         if let Some(number) = record_number(key) {
@@ -284,7 +288,15 @@ impl Job {
     fn check_record(&self, number: u64, record: &Record) -> anyhow::Result<()> {
         check_record(number, record)?;
         if let Some(seen) = self.records.get(&number) {
-            // Retention alone may replace a record, and only by a smaller one of a checkpoint that is not the newest.
+            // Lost by the harness before anybody heard of it: then it never was.
+            if self.harmed.contains(&format!("chk-{number}/_metadata")) {
+                return Ok(());
+            }
+            // Who wrote it could not read it, and told nobody of it.
+            if is_taken_back(record) && record.epoch == seen.epoch {
+                return Ok(());
+            }
+            // Else retention alone may replace a record, and only by a smaller one of a checkpoint that is not the newest.
             ensure!(
                 seen.is_completed && is_retired(record),
                 "record {number} was decided twice, now: {:?}",

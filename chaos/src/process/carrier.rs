@@ -339,6 +339,8 @@ impl<'a> Run<'a> {
             what: fault.what.clone(),
             nodes: hit.nodes,
             is_data_link: hit.is_data_link,
+            // The proxies before the store are another fault's.
+            is_store_link: false,
             hits_job_manager: hit.hits_job_manager,
             at_ms,
             healed_ms: is_over.then(|| self.clock.wall_ms()),

@@ -229,6 +229,7 @@ fn struck(plan: &FaultPlan, drive: &Drive, began: Instant) -> Vec<Struck> {
             what: planned.what.clone(),
             nodes: nodes.clone(),
             is_data_link: matches!(planned.target, Target::DataLink(..) | Target::AllLinksOf(_)),
+            is_store_link: matches!(planned.target, Target::AllLinksOf(_)),
             hits_job_manager: is_of_leader || matches!(planned.what, Fault::ActorPanic(_)),
             at_ms: accepted + strike.at_ms,
             healed_ms: None,
