@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use perennial_config::ExternalizedRetention;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Instant;
 use crate::entropy::Entropy;
 use crate::model::{CheckpointId, JobState, LeaderEpoch, Manifest, Record, RecordOutcome};
 
@@ -431,18 +432,49 @@ impl Ledger {
     }
 }
 
-/// Tries at a deletion or another operation whose failure leaves only garbage.
+/// Tries at a deletion or another operation whose failure leaves only garbage, while a job runs.
 const CLEAN_TRIES: u32 = 3;
+/// How long the same is tried at the end of a job. So much later at most does a job end whose store is ill.
+const CLEAN_AT_END_MAX: Duration = Duration::from_secs(10);
+
+/// When to give up what leaves only garbage.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// Soon: it comes round again with the next checkpoint or the next leader.
+    Brief,
+    /// At that time: nobody comes by again.
+    Until(Instant),
+}
+
+impl Patience {
+    /// For a job that ends now.
+    pub(crate) fn at_end() -> Self {
+        Self::Until(Instant::now() + CLEAN_AT_END_MAX)
+    }
+
+    fn is_over(self, attempt: u32) -> bool {
+        match self {
+            Self::Brief => attempt >= CLEAN_TRIES,
+            Self::Until(end) => Instant::now() >= end,
+        }
+    }
+}
 
 /// Deletes objects; what cannot be deleted is left to the sweeper of the next leader.
-pub(crate) async fn delete_all(store: &dyn Store, keys: Vec<String>, entropy: &Entropy) {
+pub(crate) async fn delete_all(
+    store: &dyn Store,
+    keys: Vec<String>,
+    entropy: &Entropy,
+    patience: Patience,
+) {
     for key in keys {
         let mut back_off = BackOff::new(entropy.clone());
-        for attempt in 1..=CLEAN_TRIES {
+        for attempt in 1.. {
             match store.delete(&key).await {
                 Ok(()) => break,
-                Err(error) if attempt == CLEAN_TRIES => {
+                Err(error) if patience.is_over(attempt) => {
                     tracing::warn!(%error, %key, "object not deleted; the next sweep will find it");
+                    break;
                 }
                 Err(_) => back_off.pause().await,
             }
@@ -451,7 +483,7 @@ pub(crate) async fn delete_all(store: &dyn Store, keys: Vec<String>, entropy: &E
 }
 
 /// Replaces a completed record by a small one. `false`: the record may still stand, so its objects must.
-pub(crate) async fn retire(ledger: &Ledger, checkpoint: CheckpointId) -> bool {
+pub(crate) async fn retire(ledger: &Ledger, checkpoint: CheckpointId, patience: Patience) -> bool {
     let record = Record {
         checkpoint,
         epoch: ledger.epoch,
@@ -464,14 +496,12 @@ pub(crate) async fn retire(ledger: &Ledger, checkpoint: CheckpointId) -> bool {
         return false;
     };
     let bytes = Bytes::from(bytes);
+    let key = record_key(checkpoint);
     let mut back_off = BackOff::new(ledger.entropy.clone());
-    for _ in 0..CLEAN_TRIES {
-        match ledger
-            .store
-            .put(&record_key(checkpoint), bytes.clone())
-            .await
-        {
+    for attempt in 1.. {
+        match ledger.store.put(&key, bytes.clone()).await {
             Ok(()) => return true,
+            Err(_) if patience.is_over(attempt) => break,
             Err(_) => back_off.pause().await,
         }
     }
@@ -588,21 +618,27 @@ pub(crate) async fn clear_ended(
     if super::retention::survives(state, retention) {
         return Ok(());
     }
+    let patience = Patience::at_end();
     let mut may_sweep = true;
     for found in survey.completed {
-        may_sweep &= retire(ledger, found.checkpoint).await;
+        may_sweep &= retire(ledger, found.checkpoint, patience).await;
     }
     // Order matters, as in all retention: while a record stands, its objects do.
     if may_sweep {
-        sweep(ledger, CheckpointId(u64::MAX), BTreeSet::new()).await;
+        sweep(ledger, CheckpointId(u64::MAX), BTreeSet::new(), patience).await;
     }
     Ok(())
 }
 
 /// Deletes every object of a decided number that nobody refers to.
-pub(crate) async fn sweep(ledger: &Ledger, last_decided: CheckpointId, needed: BTreeSet<String>) {
+pub(crate) async fn sweep(
+    ledger: &Ledger,
+    last_decided: CheckpointId,
+    needed: BTreeSet<String>,
+    patience: Patience,
+) {
     let mut back_off = BackOff::new(ledger.entropy.clone());
-    for attempt in 1..=CLEAN_TRIES {
+    for attempt in 1.. {
         match ledger.store.list(super::keys::SHARED_PREFIX).await {
             Ok(listed) => {
                 let needed = needed.iter().map(String::as_str).collect();
@@ -613,10 +649,11 @@ pub(crate) async fn sweep(ledger: &Ledger, last_decided: CheckpointId, needed: B
                         "sweeping objects of undone checkpoints"
                     );
                 }
-                return delete_all(&*ledger.store, garbage, &ledger.entropy).await;
+                return delete_all(&*ledger.store, garbage, &ledger.entropy, patience).await;
             }
-            Err(error) if attempt == CLEAN_TRIES => {
+            Err(error) if patience.is_over(attempt) => {
                 tracing::warn!(%error, "not swept; the next leader will");
+                return;
             }
             Err(_) => back_off.pause().await,
         }

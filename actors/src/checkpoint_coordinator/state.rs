@@ -16,7 +16,7 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::checkpoint::io::{self, Claim, FoundCheckpoint, Hint, Ledger, Survey};
+use crate::checkpoint::io::{self, Claim, FoundCheckpoint, Hint, Ledger, Patience, Survey};
 use crate::checkpoint::{
     self, AckResult, Begin, CheckpointFailureReason as Reason, Choice, FailureCounter, Fate,
     Header, Load, OnFailure, PendingCheckpoint, RequestQueue, Retained, Rung, Sequence, Store,
@@ -447,7 +447,7 @@ impl State {
         if is_all_readable {
             let (ledger, needed) = (self.ledger.clone(), self.needed());
             self.spawn(async move {
-                io::sweep(&ledger, number, needed).await;
+                io::sweep(&ledger, number, needed, Patience::Brief).await;
                 Message::Cleaned
             });
         }

@@ -42,7 +42,7 @@ pub struct Struck {
 pub struct Tolerance {
     /// The shortest silence that may be taken for a loss.
     pub silence: Duration,
-    /// `heartbeat.reconnect-window`.
+    /// The shortest break of a link that may cost a session.
     pub reconnect: Duration,
 }
 
@@ -52,10 +52,14 @@ impl Tolerance {
     pub fn of(heartbeat: &HeartbeatSettings) -> Self {
         Self {
             silence: heartbeat.timeout.saturating_sub(heartbeat.interval),
-            reconnect: heartbeat.reconnect_window,
+            reconnect: heartbeat.reconnect_window.saturating_sub(REDIAL),
         }
     }
 }
+
+/// From the moment at which a link works again to that at which a session goes on: a TaskManager dials after pauses, and not at once on a
+/// busy machine.
+const REDIAL: Duration = Duration::from_millis(500);
 
 /// The newest strike that explains the recovery.
 #[must_use]

@@ -72,7 +72,7 @@ impl State {
         }
         let entropy = self.config.entropy.clone();
         self.spawn(async move {
-            io::delete_all(&*store, keys, &entropy).await;
+            io::delete_all(&*store, keys, &entropy, Patience::Brief).await;
             Message::Cleaned
         });
     }

@@ -82,17 +82,23 @@ impl State {
         self.spawn(async move {
             let mut standing = BTreeSet::new();
             for checkpoint in retire {
-                if !io::retire(&ledger, checkpoint).await {
+                if !io::retire(&ledger, checkpoint, Patience::Brief).await {
                     standing.insert(checkpoint);
                 }
             }
             // Order matters: while a record stands, a restore may choose it, so its objects must stand too.
             if standing.is_empty() {
-                io::delete_all(&*ledger.store, plan.delete, &ledger.entropy).await;
-                io::delete_all(&*ledger.store, notes, &ledger.entropy).await;
+                io::delete_all(
+                    &*ledger.store,
+                    plan.delete,
+                    &ledger.entropy,
+                    Patience::Brief,
+                )
+                .await;
+                io::delete_all(&*ledger.store, notes, &ledger.entropy, Patience::Brief).await;
             }
             let records = records.into_iter().map(checkpoint::record_key).collect();
-            io::delete_all(&*ledger.store, records, &ledger.entropy).await;
+            io::delete_all(&*ledger.store, records, &ledger.entropy, Patience::Brief).await;
             Message::Retained {
                 deleted_below,
                 standing,
@@ -139,13 +145,14 @@ impl State {
         let ledger = self.ledger.clone();
         self.spawn(async move {
             hint.write(&*ledger.store).await;
+            let patience = Patience::at_end();
             let mut may_sweep = is_readable || !survives;
             for checkpoint in retire {
-                may_sweep &= io::retire(&ledger, checkpoint).await;
+                may_sweep &= io::retire(&ledger, checkpoint, patience).await;
             }
             if may_sweep {
                 // Nothing follows the end: whatever is under way belongs to nobody any more.
-                io::sweep(&ledger, CheckpointId(u64::MAX), needed).await;
+                io::sweep(&ledger, CheckpointId(u64::MAX), needed, patience).await;
             }
             Message::Ended
         });

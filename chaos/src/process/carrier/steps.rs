@@ -9,6 +9,7 @@ use super::super::Signal;
 use super::strike::{STARVE_PERIOD, Step};
 use super::victims::LinkVictim;
 use super::{KILLED, Run, TERMINATED, TERMINATION_BUDGET};
+use crate::checker::Struck;
 use crate::plan::{Fault, Invariant};
 use crate::proxy::LinkProxies;
 use crate::proxy::link::Way;
@@ -133,7 +134,10 @@ impl Run<'_> {
 
     /// Starts a node again once it has ended; one that was asked to end must do so well, and in time.
     fn start(&mut self, node: String, fault: usize) -> anyhow::Result<()> {
-        let was_asked = matches!(self.plan.faults[fault].what, Fault::Terminate { .. });
+        // One that ended by itself may be started by the last fault, whatever that was.
+        let is_hit = |s: &Struck| s.fault == fault && s.nodes.contains(&node);
+        let was_asked = matches!(self.plan.faults[fault].what, Fault::Terminate { .. })
+            && self.struck.iter().any(is_hit);
         let Some(code) = self.cluster.node_mut(&node)?.exit_code()? else {
             if !was_asked || !self.cluster.node_mut(&node)?.is_allowed_to_exit() {
                 // Another fault has ended it as well, and it is back already.
