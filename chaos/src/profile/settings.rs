@@ -106,9 +106,16 @@ pub(super) fn draw(
         // A job that always fails must come to its end: the others would try for long.
         0 | 1 if shall_fail => {
             set("restart-strategy.type", "fixed-delay");
+            // What passes must not use them up.
+            let passing = faults.iter().map(|f| match f.what {
+                Fault::UserPanic { times } | Fault::UserError { times, .. } if times < u32::MAX => {
+                    u64::from(times)
+                }
+                _ => 3,
+            });
             set(
                 "restart-strategy.fixed-delay.attempts",
-                &(faults.len() as u64 * 3 + dice.between(1, 3)).to_string(),
+                &(passing.sum::<u64>() + dice.between(1, 3)).to_string(),
             );
             set("restart-strategy.fixed-delay.delay", "100ms");
         }
