@@ -19,8 +19,8 @@ use crate::key::Key;
 use crate::operator::{
     AggregateFunction, Broadcast, ByKey, Chained, FilterOperator, FlatMapOperator, Forward,
     KeyedProcess, KeyedProcessFunction, MapOperator, Operator, OutputTag, Panes, PartitionWriter,
-    Partitioner, Rebalance, Reduce, ReduceFunction, SeparateWindows, Sessions, SideOutput, SinkNode,
-    TimeWindow, WatermarkStrategy, WindowAssigner, WindowKind, WindowOperator,
+    Partitioner, Rebalance, Reduce, ReduceFunction, SeparateWindows, Sessions, SideOutput,
+    SinkNode, TimeWindow, WatermarkStrategy, WindowAssigner, WindowKind, WindowOperator,
 };
 use crate::task::{Blocking, InputHead};
 

@@ -257,7 +257,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "leave records out")]
     fn windows_with_gaps_between_them_are_refused() {
-        let _ =
-            SlidingEventTimeWindows::of(Duration::from_millis(5), Duration::from_millis(10));
+        let _ = SlidingEventTimeWindows::of(Duration::from_millis(5), Duration::from_millis(10));
     }
 }

@@ -153,8 +153,7 @@ where
                 return Ok(SignalResult::Forward(signal));
             };
             cx.faults.hit(FaultSite::OnTimer)?;
-            let (aggregate, layout, results) =
-                (&self.aggregate, &self.layout, &mut self.results);
+            let (aggregate, layout, results) = (&self.aggregate, &self.layout, &mut self.results);
             let next = state.update(backend, |windows| {
                 layout.fire(aggregate, windows, time, |window, result| {
                     results.push((window, result));

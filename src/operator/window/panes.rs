@@ -14,7 +14,7 @@ use crate::batch::Timestamp;
 
 /// Panes of a key that may be alive at once for windows to be kept this way. They are one entry of state: beyond it, writing and
 /// logging all of them for a change of one costs more than it saves.
-pub(crate) const PANES_OF_A_KEY_MAX: i64 = 1024;
+pub(super) const PANES_OF_A_KEY_MAX: i64 = 1024;
 
 /// How aligned windows are cut into panes.
 #[derive(Debug, Clone)]
@@ -110,11 +110,10 @@ impl Panes {
 
     /// When a pane next counts, after `time`: a window of it ends, or its last window is gone.
     fn next(&self, start: Timestamp, time: Timestamp) -> Timestamp {
-        let after = start
-            .saturating_add(self.pane)
-            .max(time.saturating_add(2));
+        let after = start.saturating_add(self.pane).max(time.saturating_add(2));
         let end = self.end_from(after);
-        if end <= self.last_end(start) {
+        // A window that would end after the last time there is never ends.
+        if end <= self.last_end(start) && end - 1 > time {
             end - 1
         } else {
             self.gone(start)

@@ -90,7 +90,10 @@ impl Sessions {
         window: TimeWindow,
     ) -> Option<usize> {
         let first = all.iter().position(|session| session.touches(window))?;
-        let touched = all[first..].iter().take_while(|s| s.touches(window)).count();
+        let touched = all[first..]
+            .iter()
+            .take_while(|s| s.touches(window))
+            .count();
         let mut others = all.drain(first + 1..first + touched).collect::<Vec<_>>();
         let merged = &mut all[first];
         merged.start = merged.start.min(window.start);
@@ -206,7 +209,8 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
                 session.settle(aggregate, time, &mut emit);
             }
         }
-        kept.older.retain(|session| !self.is_gone(session.end, time));
+        kept.older
+            .retain(|session| !self.is_gone(session.end, time));
         if self.is_gone(kept.newest.end, time) {
             // The newest ends last.
             *windows = None;
