@@ -110,7 +110,11 @@ impl Input {
     pub fn source<F>(
         &self,
         make: F,
-    ) -> Watched<GeneratorSource<impl Fn(GeneratorContext) -> (Event, Option<Timestamp>) + Clone + Send + Sync + use<F>>>
+    ) -> Watched<
+        GeneratorSource<
+            impl Fn(GeneratorContext) -> (Event, Option<Timestamp>) + Clone + Send + Sync + use<F>,
+        >,
+    >
     where
         F: Fn(Event) -> (Event, Option<Timestamp>) + Clone + Send + Sync + 'static,
     {

@@ -41,11 +41,7 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
         .key_by(|event: &Event| event.user);
     let marks = input.marks;
     let counts = match panic_file {
-        Some(file) => events.process(Watching::new(
-            CountFunction::default(),
-            marks.clone(),
-            file,
-        )),
+        Some(file) => events.process(Watching::new(CountFunction::default(), marks.clone(), file)),
         None => events.process(CountFunction::default()),
     };
     let _sink = counts
@@ -85,9 +81,6 @@ mod tests {
     #[test]
     fn the_expected_output_is_that_of_the_shipped_job() {
         assert_eq!(expected(200_000, 1000).count, 19_634);
-        assert_eq!(
-            expected(100_000, 100).count,
-            expected_total(100_000, 100)
-        );
+        assert_eq!(expected(100_000, 100).count, expected_total(100_000, 100));
     }
 }

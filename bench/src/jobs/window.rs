@@ -64,7 +64,9 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
         .parallelism(input.sources())
         .key_by(|event: &Event| event.user)
         .window(TumblingEventTimeWindows::of(size))
-        .aggregate_with(Count, |user: &u64, window, count| (*user, window.end, count))
+        .aggregate_with(Count, |user: &u64, window, count| {
+            (*user, window.end, count)
+        })
         .name("count")
         .uid("count")
         .sink_to(DigestSink::new(input.marks.clone()))
