@@ -9,3 +9,20 @@
 
 pub mod jobs;
 pub mod marks;
+
+#[cfg(feature = "runner")]
+pub mod bars;
+#[cfg(feature = "runner")]
+pub mod command;
+#[cfg(feature = "runner")]
+pub mod figures;
+#[cfg(feature = "runner")]
+pub mod machine;
+#[cfg(feature = "runner")]
+pub mod peer;
+#[cfg(feature = "runner")]
+pub mod report;
+#[cfg(feature = "runner")]
+pub mod runner;
+#[cfg(feature = "runner")]
+pub mod workload;
