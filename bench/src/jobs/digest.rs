@@ -10,7 +10,7 @@ use crate::marks::Marks;
 /// Number and checksum of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Digest {
-    /// How many.
+    /// How many; those taken back count negatively, modulo 2^64.
     pub count: u64,
     /// Sum of all [`Digestible::digest`]s, modulo 2^64.
     pub sum: u64,
@@ -20,13 +20,18 @@ impl Digest {
     /// Adds a record.
     #[inline]
     pub fn add(&mut self, record: &impl Digestible) {
-        self.count += 1;
-        self.sum = self.sum.wrapping_add(record.digest());
+        if record.is_taken_back() {
+            self.count = self.count.wrapping_sub(1);
+            self.sum = self.sum.wrapping_sub(record.digest());
+        } else {
+            self.count = self.count.wrapping_add(1);
+            self.sum = self.sum.wrapping_add(record.digest());
+        }
     }
 
     /// Adds what another subtask or thread has seen.
     pub fn merge(&mut self, other: Self) {
-        self.count += other.count;
+        self.count = self.count.wrapping_add(other.count);
         self.sum = self.sum.wrapping_add(other.sum);
     }
 }
@@ -41,6 +46,12 @@ impl std::fmt::Display for Digest {
 pub trait Digestible {
     /// Scrambled bits of all fields.
     fn digest(&self) -> u64;
+
+    /// Whether it says that an equal record before it holds no more: in an answer that changes.
+    #[inline]
+    fn is_taken_back(&self) -> bool {
+        false
+    }
 }
 
 impl Digestible for u64 {

@@ -21,5 +21,6 @@ pub fn registry() -> JobRegistry {
     let registry = latency::register(registry);
     let registry = passthrough::register(registry);
     let registry = shuffle::register(registry);
-    window::register(registry)
+    let registry = window::register(registry);
+    crate::nexmark::register(registry)
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perennial::api::{Arguments, JobOption, JobRegistry, StreamEnvironment};
-use perennial::error::FunctionResult;
+use perennial::error::{FunctionError, FunctionResult};
 use perennial::jobs::keyed_count::{Event, event};
-use perennial::operator::{AggregateFunction, TumblingEventTimeWindows, WatermarkStrategy};
+use perennial::operator::{AggregateFunction, SlidingEventTimeWindows, WatermarkStrategy};
 
 use super::digest::{Digest, DigestSink};
 use super::input::{Input, options};
@@ -17,15 +17,21 @@ pub const NAME: &str = "window";
 /// By how much events may be out of order; those of the generator are not.
 const BOUND: Duration = Duration::from_millis(100);
 
-const OWN: &[JobOption] = &[JobOption {
-    name: "size",
-    help: "of the windows, in seconds [default: 10]",
-}];
+const OWN: &[JobOption] = &[
+    JobOption {
+        name: "size",
+        help: "of the windows, in seconds [default: 10]",
+    },
+    JobOption {
+        name: "slide",
+        help: "between the beginnings of two windows, in seconds [default: the size]",
+    },
+];
 
 /// Adds the job.
 #[must_use]
 pub fn register(registry: JobRegistry) -> JobRegistry {
-    let about = "events per key and tumbling window of event time";
+    let about = "events per key and window of event time; tumbling, or sliding with --slide";
     registry.job(NAME, about, &options(OWN), build)
 }
 
@@ -49,11 +55,21 @@ impl AggregateFunction for Count {
     fn result(&self, count: &u64) -> u64 {
         *count
     }
+
+    fn merge(&self, count: &mut u64, other: &u64) {
+        *count += other;
+    }
 }
 
 fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
     let input = Input::of(arguments)?;
-    let size = Duration::from_secs(arguments.or("size", 10)?);
+    let size = arguments.or("size", 10)?;
+    let slide = arguments.or("slide", size)?;
+    if slide == 0 || slide > size {
+        return Err(FunctionError::unrecoverable("need 1 <= --slide <= --size"));
+    }
+    let windows =
+        SlidingEventTimeWindows::of(Duration::from_secs(size), Duration::from_secs(slide));
     let _sink = env
         .from_source(
             input.source(|event| (event, Some(event.time))),
@@ -63,7 +79,7 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
         .uid("generator")
         .parallelism(input.sources())
         .key_by(|event: &Event| event.user)
-        .window(TumblingEventTimeWindows::of(size))
+        .window(windows)
         .aggregate_with(Count, |user: &u64, window, count| {
             (*user, window.end, count)
         })
@@ -77,25 +93,35 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
 
 /// What the job emits, by a plain loop.
 #[must_use]
-pub fn expected(events: u64, keys: u64, size: Duration) -> Digest {
-    let size = i64::try_from(size.as_millis()).unwrap_or(i64::MAX);
+pub fn expected(events: u64, keys: u64, size: Duration, slide: Duration) -> Digest {
+    let millis = |length: Duration| i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
+    let (size, slide) = (millis(size), millis(slide));
     let mut digest = Digest::default();
-    let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut end = size;
+    // By end and user. Events are in order: a window is over when one comes that is not before its end.
+    let mut counts: BTreeMap<i64, BTreeMap<u64, u64>> = BTreeMap::new();
     for sequence in 0..events {
         let event = event(sequence, keys);
-        if event.time >= end {
-            close(&mut counts, end, &mut digest);
-            end = (event.time / size + 1) * size;
+        while let Some(first) = counts.first_entry().filter(|w| *w.key() <= event.time) {
+            close(first.remove_entry(), &mut digest);
         }
-        *counts.entry(event.user).or_default() += 1;
+        let mut end = event.time - event.time % slide + slide;
+        while end - size <= event.time {
+            *counts
+                .entry(end)
+                .or_default()
+                .entry(event.user)
+                .or_default() += 1;
+            end += slide;
+        }
     }
-    close(&mut counts, end, &mut digest);
+    for window in counts {
+        close(window, &mut digest);
+    }
     digest
 }
 
-fn close(counts: &mut BTreeMap<u64, u64>, end: i64, digest: &mut Digest) {
-    for (user, count) in std::mem::take(counts) {
+fn close((end, counts): (i64, BTreeMap<u64, u64>), digest: &mut Digest) {
+    for (user, count) in counts {
         digest.add(&(user, end, count));
     }
 }
@@ -107,8 +133,13 @@ mod tests {
     /// 100 events a millisecond: ten windows of a second in a million events, every user in each.
     #[test]
     fn every_window_of_every_user_is_expected_once() {
-        let digest = expected(1_000_000, 10, Duration::from_secs(1));
-        assert_eq!(digest.count, 100);
-        assert_ne!(digest, expected(1_000_000, 10, Duration::from_secs(2)));
+        let expected = |size, slide| {
+            let (size, slide) = (Duration::from_secs(size), Duration::from_secs(slide));
+            expected(1_000_000, 10, size, slide)
+        };
+        assert_eq!(expected(1, 1).count, 100);
+        assert_ne!(expected(1, 1), expected(2, 2));
+        // Those that end after 1 to 14 seconds.
+        assert_eq!(expected(5, 1).count, 140);
     }
 }

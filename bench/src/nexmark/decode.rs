@@ -7,7 +7,7 @@ use super::{Input, Query, digest_of};
 
 /// See the module.
 pub const DECODE: Query = Query {
-    name: "nexmark-decode",
+    name: "decode",
     about: "reads and decodes the events, and drops them",
     build,
     expected: |events| digest_of(events.iter().copied()),

@@ -49,6 +49,10 @@ pub const BOUND: Duration = Duration::from_secs(4);
 
 const OPTIONS: &[JobOption] = &[
     JobOption {
+        name: "query",
+        help: "q0 to q5, q7, q8, q11, or decode for none",
+    },
+    JobOption {
         name: "input",
         help: "file of generated events, on every node",
     },
@@ -69,7 +73,7 @@ const OPTIONS: &[JobOption] = &[
 /// One query.
 #[derive(Debug, Clone, Copy)]
 pub struct Query {
-    /// Under which its job is registered.
+    /// For `--query`.
     pub name: &'static str,
     /// For people.
     pub about: &'static str,
@@ -92,15 +96,23 @@ pub const QUERIES: &[Query] = &[
     q11::Q11,
 ];
 
-/// Adds the jobs.
+/// Under which the job of all queries is registered.
+pub const NAME: &str = "nexmark";
+
+/// Adds the job.
 #[must_use]
 pub fn register(registry: JobRegistry) -> JobRegistry {
-    QUERIES.iter().fold(registry, |registry, query| {
-        registry.job(query.name, query.about, OPTIONS, |env, arguments| {
-            let input = Input::of(arguments)?;
-            (query.build)(&input, &input.events(env));
-            Ok(())
-        })
+    let about = "a query over people, auctions and bids, by --query";
+    registry.job(NAME, about, OPTIONS, |env, arguments| {
+        let name: String = arguments.required("query")?;
+        let Some(query) = QUERIES.iter().find(|query| query.name == name) else {
+            let known: Vec<_> = QUERIES.iter().map(|query| query.name).collect();
+            let message = format!("no query `{name}`; there are {}", known.join(", "));
+            return Err(FunctionError::unrecoverable(message));
+        };
+        let input = Input::of(arguments)?;
+        (query.build)(&input, &input.events(env));
+        Ok(())
     })
 }
 

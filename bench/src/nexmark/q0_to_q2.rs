@@ -18,7 +18,7 @@ use crate::jobs::digest::Digestible;
 
 /// Passes bids on.
 pub const Q0: Query = Query {
-    name: "nexmark-q0",
+    name: "q0",
     about: "all bids",
     build: |input, events| input.digest(&bids(input, events)),
     expected: |events| digest_of(bids_of(events)),
@@ -26,7 +26,7 @@ pub const Q0: Query = Query {
 
 /// Converts prices.
 pub const Q1: Query = Query {
-    name: "nexmark-q1",
+    name: "q1",
     about: "all bids, with prices in another currency",
     build: |input, events| {
         let converted = bids(input, events).map(|bid| Ok(convert(bid)));
@@ -37,7 +37,7 @@ pub const Q1: Query = Query {
 
 /// Selects bids.
 pub const Q2: Query = Query {
-    name: "nexmark-q2",
+    name: "q2",
     about: "bids for every 123rd auction",
     build: q2,
     expected: |events| digest_of(bids_of(events).filter(is_selected).map(select)),

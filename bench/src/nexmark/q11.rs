@@ -20,7 +20,7 @@ use crate::jobs::digest::Digestible;
 
 /// See the module.
 pub const Q11: Query = Query {
-    name: "nexmark-q11",
+    name: "q11",
     about: "bids of a person at a stretch: sessions",
     build,
     expected: |events| digest_of(expected(events)),

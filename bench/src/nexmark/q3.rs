@@ -20,7 +20,7 @@ use crate::jobs::digest::Digestible;
 
 /// See the module.
 pub const Q3: Query = Query {
-    name: "nexmark-q3",
+    name: "q3",
     about: "who sells in three states: a join without an end",
     build,
     expected: |events| digest_of(expected(events)),

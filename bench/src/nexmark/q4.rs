@@ -25,7 +25,7 @@ use crate::jobs::digest::Digestible;
 
 /// See the module.
 pub const Q4: Query = Query {
-    name: "nexmark-q4",
+    name: "q4",
     about: "the average final price by category: a join with bids while an auction lasts",
     build,
     expected: |events| digest_of(expected(events)),
@@ -106,7 +106,10 @@ struct Average {
 impl Digestible for Average {
     fn digest(&self) -> u64 {
         let category = u64::from(self.category);
-        Mixed::default().number(category).number(self.price).digest()
+        Mixed::default()
+            .number(category)
+            .number(self.price)
+            .digest()
     }
 
     fn is_taken_back(&self) -> bool {
@@ -254,7 +257,11 @@ impl KeyedProcessFunction<u32, Raise> for Averages {
         Ok(())
     }
 
-    fn process(&mut self, raise: Raise, cx: &mut ProcessContext<'_, u32, Average>) -> FunctionResult {
+    fn process(
+        &mut self,
+        raise: Raise,
+        cx: &mut ProcessContext<'_, u32, Average>,
+    ) -> FunctionResult {
         let Some(sum) = &self.sum else {
             return Err(FunctionError::new("open was not called"));
         };

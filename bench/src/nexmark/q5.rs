@@ -31,7 +31,7 @@ use super::{Input, Query, bids, bids_of, digest_of};
 
 /// See the module.
 pub const Q5: Query = Query {
-    name: "nexmark-q5",
+    name: "q5",
     about: "the hottest auctions of the last 10 seconds: sliding windows, and their maximum",
     build,
     expected: |events| digest_of(expected(events)),
@@ -142,14 +142,22 @@ fn expected(events: &[Event]) -> Vec<(u64, u64)> {
     for bid in bids_of(events) {
         let mut end = bid.time - bid.time.rem_euclid(slide) + slide;
         while end - size <= bid.time {
-            *counts.entry(end).or_default().entry(bid.auction).or_default() += 1;
+            *counts
+                .entry(end)
+                .or_default()
+                .entry(bid.auction)
+                .or_default() += 1;
             end += slide;
         }
     }
     let mut rows = Vec::new();
     for of_window in counts.into_values() {
         let most = of_window.values().copied().max();
-        rows.extend(of_window.into_iter().filter(|(_, bids)| Some(*bids) == most));
+        rows.extend(
+            of_window
+                .into_iter()
+                .filter(|(_, bids)| Some(*bids) == most),
+        );
     }
     rows
 }

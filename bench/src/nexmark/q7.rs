@@ -29,7 +29,7 @@ use super::{Input, Query, bids, bids_of, digest_of};
 
 /// See the module.
 pub const Q7: Query = Query {
-    name: "nexmark-q7",
+    name: "q7",
     about: "the highest bids of every 10 seconds: a maximum over all, and who has it",
     build,
     expected: |events| digest_of(expected(events)),
@@ -88,7 +88,9 @@ fn build(input: &Input, events: &DataStream<Event>) {
     let highest = bids(input, events)
         .key_by(|bid: &Bid| mix(bid.price ^ bid.bidder.rotate_left(32)) % PARTS)
         .window(TumblingEventTimeWindows::of(SIZE))
-        .aggregate_with(HighestOfAll, |_: &u64, window, highest| (window.end, highest))
+        .aggregate_with(HighestOfAll, |_: &u64, window, highest| {
+            (window.end, highest)
+        })
         .name("highest-of-parts")
         .uid("highest-of-parts")
         .key_by(|(end, _): &(Timestamp, Highest)| *end)

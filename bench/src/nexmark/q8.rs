@@ -26,7 +26,7 @@ use crate::jobs::digest::Digestible;
 
 /// See the module.
 pub const Q8: Query = Query {
-    name: "nexmark-q8",
+    name: "q8",
     about: "who came and sold within 10 seconds: a join by window",
     build,
     expected: |events| digest_of(expected(events)),
@@ -119,7 +119,11 @@ impl KeyedProcessFunction<u64, Side> for Join {
         Ok(())
     }
 
-    fn process(&mut self, side: Side, cx: &mut ProcessContext<'_, u64, Newcomer>) -> FunctionResult {
+    fn process(
+        &mut self,
+        side: Side,
+        cx: &mut ProcessContext<'_, u64, Newcomer>,
+    ) -> FunctionResult {
         let (is_new, joined) = self.met()?.update(cx, |slot| {
             let windows = slot.get_or_insert_default();
             let found = windows.iter().position(|met| met.start == side.start);

@@ -23,10 +23,12 @@ pub(super) fn measure(
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
     let directory = marks_directory(scratch)?;
-    let submission = throughput.submission.clone();
+    let mut submission = throughput.submission.clone();
+    if workload.keys > 0 {
+        submission = submission.argument("keys", workload.keys);
+    }
     let submission = submission
         .argument("events", events)
-        .argument("keys", workload.keys)
         .setting("web.checkpoints.history", 1000)
         .marks(&directory);
     let spent = Spent::begin(peer);
