@@ -3,12 +3,13 @@
 //! Invariant: one way of measuring for all peers; a peer is told what to do and never how it is timed.
 
 mod latency;
+mod nexmark;
 mod recovery;
 mod table;
 mod throughput;
 mod waiting;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -47,9 +48,11 @@ pub struct Throughput {
     /// The job, without size and marks.
     pub submission: Submission,
     /// What comes out of so many events over so many keys.
-    pub expected: Box<dyn Fn(u64, u64) -> Digest>,
+    pub expected: Box<dyn Fn(u64, u64) -> anyhow::Result<Digest>>,
     /// The same work in a plain loop.
     pub bare: Option<Loop>,
+    /// Makes the file that the job reads.
+    pub input: Option<Box<dyn Fn() -> anyhow::Result<PathBuf>>>,
 }
 
 /// What is done and timed.

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::{Fault, Kind, Profile, Throughput, Workload};
+use super::{Fault, Kind, Profile, Throughput, Workload, nexmark};
 use crate::figures::Metric;
 use crate::jobs::{keyed_count, passthrough, shuffle, window};
 use crate::peer::bare::Loop;
 use crate::peer::{Heartbeats, Shape, Submission};
 
 /// Two subtasks in one process.
-const TOGETHER: Shape = Shape {
+pub(super) const TOGETHER: Shape = Shape {
     task_managers: 1,
     slots: 2,
     heartbeats: Heartbeats::Default,
@@ -35,7 +35,12 @@ fn with_spare(heartbeats: Heartbeats) -> Shape {
 const SMALLEST: Shape = TOGETHER;
 
 impl Workload {
-    fn new(name: impl Into<String>, about: impl Into<String>, shape: Shape, kind: Kind) -> Self {
+    pub(super) fn new(
+        name: impl Into<String>,
+        about: impl Into<String>,
+        shape: Shape,
+        kind: Kind,
+    ) -> Self {
         Self {
             name: name.into(),
             about: about.into(),
@@ -55,17 +60,17 @@ impl Workload {
         }
     }
 
-    fn keys(mut self, keys: u64) -> Self {
+    pub(super) fn keys(mut self, keys: u64) -> Self {
         self.keys = keys;
         self
     }
 
-    fn events(mut self, events: u64) -> Self {
+    pub(super) fn events(mut self, events: u64) -> Self {
         self.events = events;
         self
     }
 
-    fn runs(mut self, runs: usize) -> Self {
+    pub(super) fn runs(mut self, runs: usize) -> Self {
         self.runs = runs;
         self
     }
@@ -93,14 +98,33 @@ fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
     }
     let throughput = Throughput {
         submission,
-        expected: Box::new(keyed_count::expected),
+        expected: Box::new(|events, keys| Ok(keyed_count::expected(events, keys))),
         bare: Some(Loop::KeyedCount),
+        input: None,
     };
     Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(keys)
 }
 
-fn window_size() -> Duration {
-    Duration::from_secs(10)
+/// Windows of so many seconds, one every so many.
+fn windows(size: u64, slide: u64) -> Workload {
+    let (length, step) = (Duration::from_secs(size), Duration::from_secs(slide));
+    let mut submission = Submission::new(window::NAME, "perennial.bench.Window")
+        .setting("parallelism.default", 2)
+        .argument("size", size);
+    let mut name = "window-tumbling";
+    let mut about = format!("events per key and {size} s of event time, 1e3 keys");
+    if slide != size {
+        submission = submission.argument("slide", slide);
+        name = "window-sliding";
+        about.push_str(&format!(", every {slide} s"));
+    }
+    let throughput = Throughput {
+        submission,
+        expected: Box::new(move |events, keys| Ok(window::expected(events, keys, length, step))),
+        bare: None,
+        input: None,
+    };
+    Workload::new(name, about, TOGETHER, Kind::Throughput(throughput))
 }
 
 /// What a profile measures, in the order in which clusters need to change least.
@@ -130,8 +154,9 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     let throughput = Throughput {
         submission: Submission::new(passthrough::NAME, "perennial.bench.Passthrough")
             .setting("parallelism.default", 2),
-        expected: Box::new(passthrough::expected),
+        expected: Box::new(|events, keys| Ok(passthrough::expected(events, keys))),
         bare: Some(Loop::Passthrough),
+        input: None,
     };
     let passthrough = Workload::new(
         passthrough::NAME,
@@ -140,20 +165,9 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         Kind::Throughput(throughput),
     );
     table.push(passthrough.events(million(50, 300)).runs(runs(3, 5)));
-    let throughput = Throughput {
-        submission: Submission::new(window::NAME, "perennial.bench.Window")
-            .setting("parallelism.default", 2)
-            .argument("size", window_size().as_secs()),
-        expected: Box::new(|events, keys| window::expected(events, keys, window_size())),
-        bare: None,
-    };
-    let window = Workload::new(
-        "window-tumbling",
-        "events per key and 10 s of event time, 1e3 keys",
-        TOGETHER,
-        Kind::Throughput(throughput),
-    );
-    table.push(window.events(million(10, 50)).runs(runs(3, 5)));
+    table.push(windows(10, 10).events(million(10, 50)).runs(runs(3, 5)));
+    table.push(windows(60, 5).events(million(10, 20)).runs(runs(3, 5)));
+    table.extend(nexmark::workloads(profile, million(2, 10), runs(1, 5)));
     for (name, about, buffer_timeout) in [
         (
             "latency",
@@ -197,8 +211,9 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         submission: Submission::new(shuffle::NAME, "perennial.bench.Shuffle")
             .setting("parallelism.default", 1)
             .argument("sources", 1),
-        expected: Box::new(shuffle::expected),
+        expected: Box::new(|events, keys| Ok(shuffle::expected(events, keys))),
         bare: None,
+        input: None,
     };
     let shuffle = Workload::new(
         shuffle::NAME,

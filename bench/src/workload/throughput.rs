@@ -27,6 +27,9 @@ pub(super) fn measure(
     if workload.keys > 0 {
         submission = submission.argument("keys", workload.keys);
     }
+    if let Some(make) = &throughput.input {
+        submission = submission.argument("input", make()?.display());
+    }
     let submission = submission
         .argument("events", events)
         .setting("web.checkpoints.history", 1000)
@@ -43,7 +46,7 @@ pub(super) fn measure(
         measurement.set(Metric::WarmRate, rate);
     }
     let output = output(&marks).context("the job has not said what it put out")?;
-    let expected = (throughput.expected)(events, workload.keys);
+    let expected = (throughput.expected)(events, workload.keys)?;
     ensure!(output == expected, super::WrongOutput { output, expected });
     measurement.output = Some(output);
     of_checkpoints(&peer.checkpoints(&job)?, &mut measurement);
