@@ -1,6 +1,6 @@
 //! `window`: events per user and window of event time.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use perennial::api::{Arguments, JobOption, JobRegistry, StreamEnvironment};
@@ -91,38 +91,42 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
     Ok(())
 }
 
-/// What the job emits, by a plain loop.
+/// What the job emits, by a plain loop over all windows of each event.
 #[must_use]
 pub fn expected(events: u64, keys: u64, size: Duration, slide: Duration) -> Digest {
     let millis = |length: Duration| i64::try_from(length.as_millis()).unwrap_or(i64::MAX);
     let (size, slide) = (millis(size), millis(slide));
     let mut digest = Digest::default();
-    // By end and user. Events are in order: a window is over when one comes that is not before its end.
-    let mut counts: BTreeMap<i64, BTreeMap<u64, u64>> = BTreeMap::new();
+    // Windows that the present event lies in, by end, with the count of each user. Events are in order.
+    let mut open: VecDeque<(i64, Vec<u64>)> = VecDeque::new();
     for sequence in 0..events {
         let event = event(sequence, keys);
-        while let Some(first) = counts.first_entry().filter(|w| *w.key() <= event.time) {
-            close(first.remove_entry(), &mut digest);
+        while let Some((end, counts)) = open.pop_front_if(|(end, _)| *end <= event.time) {
+            close(end, &counts, &mut digest);
         }
-        let mut end = event.time - event.time % slide + slide;
-        while end - size <= event.time {
-            *counts
-                .entry(end)
-                .or_default()
-                .entry(event.user)
-                .or_default() += 1;
-            end += slide;
+        let mut next = match open.back() {
+            Some((end, _)) => end + slide,
+            None => event.time - event.time % slide + slide,
+        };
+        while next - size <= event.time {
+            open.push_back((next, vec![0; usize::try_from(keys).unwrap_or(0)]));
+            next += slide;
+        }
+        for (_, counts) in &mut open {
+            counts[event.user as usize] += 1;
         }
     }
-    for window in counts {
-        close(window, &mut digest);
+    for (end, counts) in &open {
+        close(*end, counts, &mut digest);
     }
     digest
 }
 
-fn close((end, counts): (i64, BTreeMap<u64, u64>), digest: &mut Digest) {
-    for (user, count) in counts {
-        digest.add(&(user, end, count));
+fn close(end: i64, counts: &[u64], digest: &mut Digest) {
+    for (user, count) in counts.iter().enumerate() {
+        if *count > 0 {
+            digest.add(&(user as u64, end, *count));
+        }
     }
 }
 

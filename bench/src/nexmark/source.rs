@@ -4,7 +4,6 @@
 //! continuation is the one that the lost reader would have made. The Java peer reads the same blocks in the same order.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
@@ -98,7 +97,7 @@ impl Source for EventFile {
             file,
             count: header.count.min(self.limit),
             lanes: splits.into_iter().map(lane).collect::<Result<_, _>>()?,
-            bytes: vec![0; BLOCK_RECORDS as usize * RECORD_BYTES],
+            block: vec![[0; RECORD_BYTES]; BLOCK_RECORDS as usize],
             last: None,
         }))
     }
@@ -124,20 +123,9 @@ struct Reader {
     /// Records in all.
     count: u64,
     lanes: Vec<Lane>,
-    bytes: Vec<u8>,
+    block: Vec<[u8; RECORD_BYTES]>,
     /// Lane and first position of what was read last.
     last: Option<(u64, u64)>,
-}
-
-impl Reader {
-    fn read(&mut self, first: u64, records: u64) -> io::Result<&[u8]> {
-        let length = usize::try_from(records).unwrap_or(0) * RECORD_BYTES;
-        let bytes = &mut self.bytes[..length];
-        // The header has a record's length.
-        self.file
-            .read_exact_at(bytes, (first + 1) * RECORD_BYTES as u64)?;
-        Ok(bytes)
-    }
 }
 
 impl SourceReader<Event> for Reader {
@@ -157,11 +145,13 @@ impl SourceReader<Event> for Reader {
         let left = BLOCK_RECORDS - self.lanes[place].position % BLOCK_RECORDS;
         let records = left.min(self.count - first).min(max.max(1) as u64);
         self.last = Some((self.lanes[place].lane, self.lanes[place].position));
-        let source = self.source.clone();
-        let bytes = self.read(first, records).map_err(|e| source.error(e))?;
-        let (decoded, _) = bytes.as_chunks::<RECORD_BYTES>();
-        for record in decoded {
-            let event = Event::decode(record).map_err(|e| source.error(e))?;
+        let block = &mut self.block[..usize::try_from(records).unwrap_or(0)];
+        // The header has a record's length.
+        self.file
+            .read_exact_at(block.as_flattened_mut(), (first + 1) * RECORD_BYTES as u64)
+            .map_err(|error| self.source.error(error))?;
+        for record in block.iter() {
+            let event = Event::decode(record).map_err(|error| self.source.error(error))?;
             out.push(event, Some(event.time()));
         }
         self.lanes[place].position += records;
