@@ -2,6 +2,7 @@
 //!
 //! Invariant: one way of measuring for all peers; a peer is told what to do and never how it is timed.
 
+mod files;
 mod latency;
 mod recovery;
 mod table;
@@ -56,6 +57,8 @@ pub struct Throughput {
 pub enum Kind {
     /// Rates, CPU and memory of a bounded job.
     Throughput(Throughput),
+    /// Rate, CPU and memory of a job from files to files.
+    Files,
     /// From a fault to the first record after it.
     Recovery(Fault),
     /// From nothing to the first record.
@@ -101,8 +104,10 @@ pub struct Workload {
 }
 
 /// What a measurement may need to know of those before it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Context {
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Where generated input is kept.
+    pub inputs: &'a Path,
     /// Half of what the slower peer did with the workload that latency refers to, in events per second.
     pub half_load: Option<u64>,
 }
@@ -114,13 +119,17 @@ pub struct Context {
 pub fn measure(
     peer: &mut dyn Peer,
     workload: &Workload,
-    context: Context,
+    context: Context<'_>,
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
     match &workload.kind {
         Kind::Throughput(throughput) => {
             peer.start(&workload.shape)?;
             throughput::measure(peer, workload, throughput, workload.events, scratch)
+        }
+        Kind::Files => {
+            peer.start(&workload.shape)?;
+            files::measure(peer, workload, context, scratch)
         }
         Kind::Recovery(fault) => {
             peer.start(&workload.shape)?;

@@ -13,7 +13,7 @@ use crate::marks;
 use crate::peer::{Checkpoint, Peer};
 
 /// Of one job.
-const DEADLINE: Duration = Duration::from_mins(20);
+pub(super) const DEADLINE: Duration = Duration::from_mins(20);
 
 pub(super) fn measure(
     peer: &mut dyn Peer,
@@ -77,7 +77,7 @@ pub(super) fn of_checkpoints(checkpoints: &[Checkpoint], measurement: &mut Measu
 }
 
 /// What peer, harness and machine had spent when a run began.
-struct Spent {
+pub(super) struct Spent {
     began: Instant,
     peer: Vec<(u32, f64)>,
     own: f64,
@@ -85,7 +85,7 @@ struct Spent {
 }
 
 impl Spent {
-    fn begin(peer: &mut dyn Peer) -> Self {
+    pub(super) fn begin(peer: &mut dyn Peer) -> Self {
         let processes = peer.processes();
         processes.iter().copied().for_each(machine::forget_peak);
         let cpu = |pid| (pid, machine::cpu_seconds(pid));
@@ -97,7 +97,7 @@ impl Spent {
         }
     }
 
-    fn end(self, peer: &mut dyn Peer, events: u64, measurement: &mut Measurement) {
+    pub(super) fn end(self, peer: &mut dyn Peer, events: u64, measurement: &mut Measurement) {
         let machine = machine::busy_seconds() - self.machine;
         let own = machine::own_cpu_seconds() - self.own;
         let each = self.peer.iter();
