@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(verdict(&times(301.0), kill), Verdict::Missed);
     }
 
-    /// Every workload that a bar names is measured by somebody.
+    /// One met bar of the two is enough, and needs both to be missed.
     #[test]
     fn the_easier_bar_of_ten_million_keys_counts() {
         let mut results = results("keyed-count-1e7", Metric::WarmRate, 6.0, 2.0);

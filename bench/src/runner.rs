@@ -40,10 +40,14 @@ pub struct Plan {
     pub only: Vec<String>,
     /// Runs of each, instead of those of the table.
     pub runs: Option<usize>,
+    /// Of the number of events.
+    pub scale: f64,
     /// Who.
     pub peers: Vec<PeerName>,
     /// The program that plays Perennial's roles.
     pub binary: PathBuf,
+    /// Where generated input is kept.
+    pub inputs: PathBuf,
     /// Where Flink is kept.
     pub cache: PathBuf,
 }
@@ -60,7 +64,11 @@ impl Plan {
             let mut only = self.only.iter();
             self.only.is_empty() || only.any(|name| workload.name.starts_with(name.as_str()))
         };
-        table(self.profile).into_iter().filter(is_wanted).collect()
+        let mut workloads: Vec<_> = table(self.profile).into_iter().filter(is_wanted).collect();
+        for workload in &mut workloads {
+            workload.events = (workload.events as f64 * self.scale) as u64;
+        }
+        workloads
     }
 
     fn collectors(&self) -> &'static [Collector] {
@@ -105,13 +113,17 @@ pub fn run(
         let mut rival = rival.map(|(collector, at)| Flink::new(at, collector));
         for workload in &workloads {
             // Collectors differ in what they do under load.
-            let is_about_load = matches!(workload.kind, Kind::Throughput(_) | Kind::Latency { .. });
+            let is_about_load = matches!(
+                workload.kind,
+                Kind::Throughput(_) | Kind::Nexmark(_) | Kind::Latency { .. }
+            );
             if number > 0 && !(is_about_load && workload.has_rival) {
                 continue;
             }
             let mut turn = Turn {
                 workload,
                 context: Context {
+                    inputs: &plan.inputs,
                     half_load: half_load(&results),
                 },
                 outcome: Outcome::new(workload, rival.as_ref().map(Peer::name)),
@@ -140,7 +152,7 @@ fn half_load(results: &Results) -> Option<u64> {
 /// All runs of one workload.
 struct Turn<'a> {
     workload: &'a Workload,
-    context: Context,
+    context: Context<'a>,
     outcome: Outcome,
     progress: &'a Progress,
 }
@@ -159,7 +171,7 @@ impl Turn<'_> {
         if let Some(peer) = rival.as_deref_mut() {
             let what = format!("{}: {} warms up", workload.name, peer.name());
             self.progress.now(&what);
-            let warm = scratch().and_then(|at| warm_up(peer, workload, at.path()));
+            let warm = scratch().and_then(|at| warm_up(peer, workload, self.context, at.path()));
             if let Err(error) = warm {
                 self.failed(peer.name(), &error);
                 rival = None;

@@ -1,6 +1,6 @@
 //! The `perennial-bench` command.
 
-pub(crate) mod progress;
+pub mod progress;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +37,9 @@ struct Cli {
     /// Runs of each peer and workload [default: by workload; in full at least 5 where rates are measured]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
+    /// Multiplies the number of events of bounded jobs; below 1 only to try things out, what is measured then says nothing
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    scale: f64,
     /// Who is measured
     #[arg(
         long,
@@ -76,11 +79,16 @@ pub fn main() -> ExitCode {
 
 /// Returns whether every run succeeded with the right output.
 fn execute(cli: Cli) -> anyhow::Result<bool> {
+    if !(cli.scale.is_finite() && cli.scale > 0.0) {
+        bail!("--scale {}: choose a positive number", cli.scale);
+    }
     let plan = Plan {
         profile: cli.profile,
         only: cli.only,
         runs: cli.runs.map(|runs| runs as usize),
+        scale: cli.scale,
         binary: cli.node.map_or_else(node, Ok)?,
+        inputs: cli.out.join("input"),
         cache: cli.cache,
         peers: cli.peers,
     };

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::figures::{Metric, short};
 
 /// A line for people.
-pub(crate) fn line(text: &str) {
+pub(super) fn line(text: &str) {
     // Whoever reads may have gone: what is measured and kept goes on.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
@@ -31,17 +31,17 @@ impl Progress {
     }
 
     /// What is going on.
-    pub(crate) fn now(&self, what: &str) {
+    pub fn now(&self, what: &str) {
         self.bar.set_message(what.to_owned());
     }
 
     /// A line that stays.
-    pub(crate) fn say(&self, text: &str) {
+    pub fn say(&self, text: &str) {
         self.bar.suspend(|| line(text));
     }
 
     /// A run is done.
-    pub(crate) fn finished(
+    pub fn finished(
         &self,
         workload: &str,
         peer: &str,

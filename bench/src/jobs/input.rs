@@ -95,15 +95,7 @@ impl Input {
     #[inline]
     #[must_use]
     pub fn event(&self, sequence: u64) -> Event {
-        if sequence < self.prefill {
-            Event {
-                user: sequence % self.keys,
-                is_abnormal: true,
-                ..event(sequence, 1)
-            }
-        } else {
-            event(sequence, self.touched)
-        }
+        event_after(sequence, self.prefill, self.keys, self.touched)
     }
 
     /// The events as a source; `make` turns an event into a record with an event time.
@@ -131,6 +123,21 @@ impl Input {
         }
         let prefill = self.prefill / u64::from(self.sources);
         Watched::new(source, self.marks.clone(), prefill)
+    }
+}
+
+/// The event of a sequence number: up to the prefill each of the users in turn, then any of those that are touched.
+#[inline]
+#[must_use]
+pub fn event_after(sequence: u64, prefill: u64, keys: u64, touched: u64) -> Event {
+    if sequence < prefill {
+        Event {
+            user: sequence % keys,
+            is_abnormal: true,
+            ..event(sequence, 1)
+        }
+    } else {
+        event(sequence, touched)
     }
 }
 

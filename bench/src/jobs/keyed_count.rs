@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use perennial::api::{Arguments, JobOption, JobRegistry, StreamEnvironment};
 use perennial::error::FunctionResult;
-use perennial::jobs::keyed_count::{CountFunction, Event, event};
+use perennial::jobs::keyed_count::{CountFunction, Event};
 use perennial::operator::WatermarkStrategy;
 
 use super::digest::{Digest, DigestSink};
-use super::input::{Input, options};
+use super::input::{Input, event_after, options};
 use super::watching::Watching;
 
 /// Under which the job is registered.
@@ -53,13 +53,19 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
     Ok(())
 }
 
-/// What the job emits over a bounded input without a prefill, by a plain loop.
+/// What the job emits over a bounded input, by a plain loop.
 #[must_use]
 pub fn expected(events: u64, keys: u64) -> Digest {
+    expected_after(events, 0, keys, keys)
+}
+
+/// The same with a prefill, after which only some users have events.
+#[must_use]
+pub fn expected_after(events: u64, prefill: u64, keys: u64, touched: u64) -> Digest {
     let mut abnormal = vec![0_u32; usize::try_from(keys).unwrap_or(0)];
     let mut digest = Digest::default();
     for sequence in 0..events {
-        let event = event(sequence, keys);
+        let event = event_after(sequence, prefill, keys, touched);
         if event.is_abnormal {
             let count = &mut abnormal[event.user as usize];
             *count += 1;

@@ -3,6 +3,7 @@
 //! Invariant: a job emits the same records on both systems, whatever the parallelism, so that count and checksum can be compared.
 
 pub mod digest;
+pub mod file_to_file;
 pub mod input;
 pub mod keyed_count;
 pub mod latency;
@@ -17,7 +18,8 @@ use perennial::api::JobRegistry;
 /// All of them.
 #[must_use]
 pub fn registry() -> JobRegistry {
-    let registry = keyed_count::register(JobRegistry::new());
+    let registry = file_to_file::register(JobRegistry::new());
+    let registry = keyed_count::register(registry);
     let registry = latency::register(registry);
     let registry = passthrough::register(registry);
     let registry = shuffle::register(registry);

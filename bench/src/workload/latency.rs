@@ -21,7 +21,7 @@ pub(super) fn measure(
     peer: &mut dyn Peer,
     workload: &Workload,
     buffer_timeout: Option<&str>,
-    context: Context,
+    context: Context<'_>,
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
     let directory = marks_directory(scratch)?;

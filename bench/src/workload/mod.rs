@@ -2,6 +2,7 @@
 //!
 //! Invariant: one way of measuring for all peers; a peer is told what to do and never how it is timed.
 
+mod files;
 mod latency;
 mod nexmark;
 mod recovery;
@@ -9,7 +10,7 @@ mod table;
 mod throughput;
 mod waiting;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -48,17 +49,19 @@ pub struct Throughput {
     /// The job, without size and marks.
     pub submission: Submission,
     /// What comes out of so many events over so many keys.
-    pub expected: Box<dyn Fn(u64, u64) -> anyhow::Result<Digest>>,
+    pub expected: Box<dyn Fn(u64, u64) -> Digest>,
     /// The same work in a plain loop.
     pub bare: Option<Loop>,
-    /// Makes the file that the job reads.
-    pub input: Option<Box<dyn Fn() -> anyhow::Result<PathBuf>>>,
 }
 
 /// What is done and timed.
 pub enum Kind {
     /// Rates, CPU and memory of a bounded job.
     Throughput(Throughput),
+    /// The same of a query of Nexmark.
+    Nexmark(nexmark::Asked),
+    /// Rate, CPU and memory of a job from files to files.
+    Files,
     /// From a fault to the first record after it.
     Recovery(Fault),
     /// From nothing to the first record.
@@ -104,8 +107,10 @@ pub struct Workload {
 }
 
 /// What a measurement may need to know of those before it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Context {
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Where generated input is kept.
+    pub inputs: &'a Path,
     /// Half of what the slower peer did with the workload that latency refers to, in events per second.
     pub half_load: Option<u64>,
 }
@@ -117,13 +122,22 @@ pub struct Context {
 pub fn measure(
     peer: &mut dyn Peer,
     workload: &Workload,
-    context: Context,
+    context: Context<'_>,
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
     match &workload.kind {
         Kind::Throughput(throughput) => {
             peer.start(&workload.shape)?;
             throughput::measure(peer, workload, throughput, workload.events, scratch)
+        }
+        Kind::Nexmark(asked) => {
+            peer.start(&workload.shape)?;
+            let of = (workload.events, context.inputs);
+            nexmark::measure(peer, workload, asked, of, scratch)
+        }
+        Kind::Files => {
+            peer.start(&workload.shape)?;
+            files::measure(peer, workload, context, scratch)
         }
         Kind::Recovery(fault) => {
             peer.start(&workload.shape)?;
@@ -160,12 +174,35 @@ pub fn measure(
 ///
 /// # Errors
 /// As [`measure`].
-pub fn warm_up(peer: &mut dyn Peer, workload: &Workload, scratch: &Path) -> anyhow::Result<()> {
+pub fn warm_up(
+    peer: &mut dyn Peer,
+    workload: &Workload,
+    context: Context<'_>,
+    scratch: &Path,
+) -> anyhow::Result<()> {
     /// Share of the events.
     const PART: u64 = 4;
-    if let (true, Kind::Throughput(throughput)) = (peer.needs_warm_up(), &workload.kind) {
-        peer.start(&workload.shape)?;
-        throughput::measure(peer, workload, throughput, workload.events / PART, scratch)?;
+    if !peer.needs_warm_up() {
+        return Ok(());
+    }
+    let events = workload.events / PART;
+    match &workload.kind {
+        Kind::Throughput(throughput) => {
+            peer.start(&workload.shape)?;
+            throughput::measure(peer, workload, throughput, events, scratch)?;
+        }
+        Kind::Nexmark(asked) => {
+            peer.start(&workload.shape)?;
+            let of = (events, context.inputs);
+            nexmark::measure(peer, workload, asked, of, scratch)?;
+        }
+        Kind::Files
+        | Kind::Recovery(_)
+        | Kind::Start
+        | Kind::Idle
+        | Kind::Checkpoints { .. }
+        | Kind::Restore
+        | Kind::Latency { .. } => {}
     }
     Ok(())
 }

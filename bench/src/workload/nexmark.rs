@@ -1,4 +1,4 @@
-//! Nexmark: the queries over one generated file.
+//! Nexmark: queries over one file, generated once, which both systems read from the page cache.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,21 +9,26 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::table::TOGETHER;
-use super::{Kind, Profile, Throughput, Workload};
+use super::{Kind, Profile, Throughput, Workload, throughput};
+use crate::figures::Measurement;
 use crate::jobs::digest::Digest;
 use crate::nexmark::event::Event;
 use crate::nexmark::format::read;
 use crate::nexmark::generate::generate;
 use crate::nexmark::{NAME, QUERIES, Query};
-use crate::peer::Submission;
+use crate::peer::{Peer, Submission};
 
-/// Where files are kept; one has 64 bytes an event.
-const DIRECTORY: &str = ".perennial/nexmark";
 /// What events are drawn from.
 const SEED: u64 = 0;
 
 /// What the quick profile has time for: nothing kept, sliding windows, sessions.
 const QUICK: [&str; 3] = ["q0", "q5", "q11"];
+
+/// A query, and what it answers to the first so many events, as far as that was asked for.
+pub struct Asked {
+    query: &'static Query,
+    known: RefCell<BTreeMap<u64, Digest>>,
+}
 
 /// The queries of a profile over so many events.
 pub(super) fn workloads(
@@ -36,48 +41,63 @@ pub(super) fn workloads(
         Profile::Full => true,
     };
     QUERIES.iter().filter(is_measured).map(move |query| {
-        let throughput = Throughput {
-            submission: Submission::new(NAME, "perennial.bench.nexmark.Nexmark")
-                .setting("parallelism.default", 2)
-                .argument("query", query.name),
-            expected: expected(query, events),
-            bare: None,
-            input: Some(Box::new(move || input(events))),
+        let asked = Asked {
+            query,
+            known: RefCell::default(),
         };
         let name = format!("nexmark-{}", query.name);
-        let kind = Kind::Throughput(throughput);
-        Workload::new(name, query.about, TOGETHER, kind)
+        Workload::new(name, query.about, TOGETHER, Kind::Nexmark(asked))
             .keys(0)
             .events(events)
             .runs(runs)
     })
 }
 
+/// Measures a query over the first events of the workload's file.
+pub(super) fn measure(
+    peer: &mut dyn Peer,
+    workload: &Workload,
+    asked: &Asked,
+    (events, inputs): (u64, &Path),
+    scratch: &Path,
+) -> anyhow::Result<Measurement> {
+    let input = input(inputs, workload.events)?;
+    let answer = asked.answer(&input, events)?;
+    let throughput = Throughput {
+        submission: Submission::new(NAME, "perennial.bench.nexmark.Nexmark")
+            .setting("parallelism.default", 2)
+            .argument("query", asked.query.name)
+            .argument("input", input.display()),
+        expected: Box::new(move |_, _| answer),
+        bare: None,
+    };
+    throughput::measure(peer, workload, &throughput, events, scratch)
+}
+
 /// The file, made if it is not there.
-fn input(events: u64) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(DIRECTORY)?;
-    let path = Path::new(DIRECTORY).canonicalize()?;
-    let path = path.join(format!("events-{events}-{SEED}"));
+fn input(inputs: &Path, events: u64) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(inputs)?;
+    let path = inputs.canonicalize()?;
+    let path = path.join(format!("nexmark-{events}-{SEED}"));
     generate(&path, events, SEED).with_context(|| format!("cannot make {}", path.display()))?;
     Ok(path)
 }
 
-/// Folds once for each number of events.
-fn expected(query: &'static Query, all: u64) -> Box<dyn Fn(u64, u64) -> anyhow::Result<Digest>> {
-    let known: RefCell<BTreeMap<u64, Digest>> = RefCell::default();
-    Box::new(move |events, _keys| {
-        if let Some(digest) = known.borrow().get(&events) {
+impl Asked {
+    /// By a fold.
+    fn answer(&self, input: &Path, events: u64) -> anyhow::Result<Digest> {
+        if let Some(digest) = self.known.borrow().get(&events) {
             return Ok(*digest);
         }
-        let file = File::open(input(all)?)?;
         let mut first: Vec<Event> = Vec::new();
-        read(&mut BufReader::with_capacity(1 << 20, file), |event| {
+        let mut file = BufReader::with_capacity(1 << 20, File::open(input)?);
+        read(&mut file, |event| {
             if (first.len() as u64) < events {
                 first.push(event);
             }
         })?;
-        let digest = (query.expected)(&first);
-        known.borrow_mut().insert(events, digest);
+        let digest = (self.query.expected)(&first);
+        self.known.borrow_mut().insert(events, digest);
         Ok(digest)
-    })
+    }
 }

@@ -49,8 +49,9 @@ impl Workload {
             events: 0,
             runs: 5,
             headline: match &kind {
-                Kind::Throughput(_) => Metric::WarmRate,
+                Kind::Throughput(_) | Kind::Nexmark(_) => Metric::WarmRate,
                 Kind::Recovery(_) | Kind::Start | Kind::Restore => Metric::FirstRecord,
+                Kind::Files => Metric::Rate,
                 Kind::Idle => Metric::IdleMemory,
                 Kind::Checkpoints { .. } => Metric::CheckpointTime,
                 Kind::Latency { .. } => Metric::LatencyP99,
@@ -86,23 +87,49 @@ fn short_keys(keys: u64) -> String {
     format!("1e{}", keys.ilog10())
 }
 
-fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
-    let mut submission = Submission::new(keyed_count::NAME, "perennial.bench.KeyedCount")
+/// The job, with a checkpoint from time to time.
+fn keyed_count_job(interval: Option<&str>) -> Submission {
+    let submission = Submission::new(keyed_count::NAME, "perennial.bench.KeyedCount")
         .setting("parallelism.default", 2);
-    let mut name = format!("keyed-count-{}", short_keys(keys));
-    let mut about = format!("a count per key, {} keys", short_keys(keys));
+    match interval {
+        Some(interval) => submission.setting("execution.checkpointing.interval", interval),
+        None => submission,
+    }
+}
+
+fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
+    let (mut name, mut about) = (
+        format!("keyed-count-{}", short_keys(keys)),
+        format!("a count per key, {} keys", short_keys(keys)),
+    );
     if let Some(interval) = interval {
-        submission = submission.setting("execution.checkpointing.interval", interval);
         name.push_str(&format!("-cp{interval}"));
         about.push_str(&format!(", a checkpoint every {interval}"));
     }
     let throughput = Throughput {
-        submission,
-        expected: Box::new(|events, keys| Ok(keyed_count::expected(events, keys))),
+        submission: keyed_count_job(interval),
+        expected: Box::new(keyed_count::expected),
         bare: Some(Loop::KeyedCount),
-        input: None,
     };
     Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(keys)
+}
+
+/// A million keys are there, and every tenth of them changes.
+fn keyed_count_in_part(interval: Option<&str>) -> Workload {
+    const KEYS: u64 = 1_000_000;
+    const TOUCHED: u64 = KEYS / 10;
+    let submission = keyed_count_job(interval)
+        .argument("prefill", KEYS)
+        .argument("touched", TOUCHED);
+    let throughput = Throughput {
+        submission,
+        expected: Box::new(|events, keys| keyed_count::expected_after(events, keys, keys, TOUCHED)),
+        bare: None,
+    };
+    let checkpoints = interval.map_or_else(String::new, |interval| format!("-cp{interval}"));
+    let name = format!("keyed-count-1e6-10pct{checkpoints}");
+    let about = "a count per key, 1e6 keys of which every tenth changes";
+    Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(KEYS)
 }
 
 /// Windows of so many seconds, one every so many.
@@ -120,9 +147,8 @@ fn windows(size: u64, slide: u64) -> Workload {
     }
     let throughput = Throughput {
         submission,
-        expected: Box::new(move |events, keys| Ok(window::expected(events, keys, length, step))),
+        expected: Box::new(move |events, keys| window::expected(events, keys, length, step)),
         bare: None,
-        input: None,
     };
     Workload::new(name, about, TOGETHER, Kind::Throughput(throughput))
 }
@@ -151,12 +177,16 @@ pub fn table(profile: Profile) -> Vec<Workload> {
             }
         }
     }
+    if is_full {
+        for interval in [None, Some("1s")] {
+            table.push(keyed_count_in_part(interval).events(50_000_000));
+        }
+    }
     let throughput = Throughput {
         submission: Submission::new(passthrough::NAME, "perennial.bench.Passthrough")
             .setting("parallelism.default", 2),
-        expected: Box::new(|events, keys| Ok(passthrough::expected(events, keys))),
+        expected: Box::new(passthrough::expected),
         bare: Some(Loop::Passthrough),
-        input: None,
     };
     let passthrough = Workload::new(
         passthrough::NAME,
@@ -207,13 +237,19 @@ pub fn table(profile: Profile) -> Vec<Workload> {
             );
         }
     }
+    let about = "JSON lines through a filter into files, exactly once, a checkpoint every second";
+    let files = Workload::new("file-to-file", about, TOGETHER, Kind::Files);
+    // About 49 bytes a line: 100 MB, or 1 GB.
+    let files = files
+        .keys(1_000_000)
+        .events(if is_full { 20_400_000 } else { 2_000_000 });
+    table.push(files.runs(runs(1, 5)));
     let throughput = Throughput {
         submission: Submission::new(shuffle::NAME, "perennial.bench.Shuffle")
             .setting("parallelism.default", 1)
             .argument("sources", 1),
-        expected: Box::new(|events, keys| Ok(shuffle::expected(events, keys))),
+        expected: Box::new(shuffle::expected),
         bare: None,
-        input: None,
     };
     let shuffle = Workload::new(
         shuffle::NAME,

@@ -13,7 +13,7 @@ use crate::marks;
 use crate::peer::{Checkpoint, Peer};
 
 /// Of one job.
-const DEADLINE: Duration = Duration::from_mins(20);
+pub(super) const DEADLINE: Duration = Duration::from_mins(20);
 
 pub(super) fn measure(
     peer: &mut dyn Peer,
@@ -26,9 +26,6 @@ pub(super) fn measure(
     let mut submission = throughput.submission.clone();
     if workload.keys > 0 {
         submission = submission.argument("keys", workload.keys);
-    }
-    if let Some(make) = &throughput.input {
-        submission = submission.argument("input", make()?.display());
     }
     let submission = submission
         .argument("events", events)
@@ -46,7 +43,7 @@ pub(super) fn measure(
         measurement.set(Metric::WarmRate, rate);
     }
     let output = output(&marks).context("the job has not said what it put out")?;
-    let expected = (throughput.expected)(events, workload.keys)?;
+    let expected = (throughput.expected)(events, workload.keys);
     ensure!(output == expected, super::WrongOutput { output, expected });
     measurement.output = Some(output);
     of_checkpoints(&peer.checkpoints(&job)?, &mut measurement);
@@ -82,7 +79,7 @@ pub(super) fn of_checkpoints(checkpoints: &[Checkpoint], measurement: &mut Measu
 }
 
 /// What peer, harness and machine had spent when a run began.
-struct Spent {
+pub(super) struct Spent {
     began: Instant,
     peer: Vec<(u32, f64)>,
     own: f64,
@@ -90,7 +87,7 @@ struct Spent {
 }
 
 impl Spent {
-    fn begin(peer: &mut dyn Peer) -> Self {
+    pub(super) fn begin(peer: &mut dyn Peer) -> Self {
         let processes = peer.processes();
         processes.iter().copied().for_each(machine::forget_peak);
         let cpu = |pid| (pid, machine::cpu_seconds(pid));
@@ -102,7 +99,7 @@ impl Spent {
         }
     }
 
-    fn end(self, peer: &mut dyn Peer, events: u64, measurement: &mut Measurement) {
+    pub(super) fn end(self, peer: &mut dyn Peer, events: u64, measurement: &mut Measurement) {
         let machine = machine::busy_seconds() - self.machine;
         let own = machine::own_cpu_seconds() - self.own;
         let each = self.peer.iter();
