@@ -53,7 +53,7 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
         })
         .name("count")
         .uid("count")
-        .sink_to(DigestSink::new(input.marks.clone()))
+        .sink_to(DigestSink::new(input.marks))
         .name("digest")
         .uid("digest");
     Ok(())

@@ -31,7 +31,7 @@ fn build(env: &StreamEnvironment, arguments: &Arguments) -> FunctionResult {
         .uid("generator")
         .parallelism(input.sources() + 1)
         .rebalance()
-        .sink_to(DigestSink::new(input.marks.clone()))
+        .sink_to(DigestSink::new(input.marks))
         .name("digest")
         .uid("digest")
         .parallelism(1);
