@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use perennial::api::{Arguments, JobOption};
 use perennial::batch::Timestamp;
-use perennial::connector::{GeneratorContext, GeneratorSource};
+use perennial::connector::{GeneratorContext, GeneratorSource, Source};
 use perennial::error::{FunctionError, FunctionResult};
 use perennial::jobs::keyed_count::{Event, event};
 
@@ -99,14 +99,7 @@ impl Input {
     }
 
     /// The events as a source; `make` turns an event into a record with an event time.
-    pub fn source<F>(
-        &self,
-        make: F,
-    ) -> Watched<
-        GeneratorSource<
-            impl Fn(GeneratorContext) -> (Event, Option<Timestamp>) + Clone + Send + Sync + use<F>,
-        >,
-    >
+    pub fn source<F>(&self, make: F) -> Watched<impl Source<Item = Event> + use<F>>
     where
         F: Fn(Event) -> (Event, Option<Timestamp>) + Clone + Send + Sync + 'static,
     {
