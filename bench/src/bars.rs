@@ -136,6 +136,12 @@ pub fn judge(results: &Results) -> Vec<Judged> {
         );
         bars.push(at_most(what, &growth, 1.3));
     }
+    let cores = look.growth(
+        "keyed-count-1e6-one-core",
+        "keyed-count-1e6",
+        Metric::WarmRate,
+    );
+    bars.push(at_least("two cores over one, keyed-count-1e6", &cores, 1.7));
     recoveries(&look, &mut bars);
     let ours = look.ours("latency", Metric::LatencyP99).value;
     for (what, workload, bar) in [
@@ -173,6 +179,9 @@ fn recoveries(look: &Look<'_>, bars: &mut Vec<Judged>) {
         &percent(share),
         10.0,
     ));
+    let share = look.share("kill-1e6-rocksdb", Metric::FirstRecord);
+    let what = format!("{kill}, of Flink's with incremental RocksDB");
+    bars.push(at_most(what, &percent(share), 25.0));
     let panic = look.ours("panic-1e6", Metric::FirstRecord);
     bars.push(at_most(
         "panic of a task to first record, 1e6 keys, p50",

@@ -1,7 +1,9 @@
 //! What processes and the machine have spent, from `/proc`.
 
 use std::path::Path;
+use std::process::Command;
 
+use anyhow::{Context as _, ensure};
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -94,6 +96,24 @@ pub fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
     Ok(kill_process(process, signal)?)
 }
 
+/// Lets a process, and all that its threads start from now on, use only the first so many processors.
+///
+/// # Errors
+/// When there is no such process, not so many processors, or no `taskset`.
+pub fn pin(pid: u32, processors: usize) -> anyhow::Result<()> {
+    // It would not complain.
+    std::fs::metadata(format!("/proc/{pid}")).with_context(|| format!("no process {pid}"))?;
+    let list = format!("0-{}", processors.saturating_sub(1));
+    let output = Command::new("taskset")
+        .args(["--all-tasks", "--pid", "--cpu-list", &list])
+        .arg(pid.to_string())
+        .output()
+        .context("cannot run taskset")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cannot pin {pid}: {errors}");
+    Ok(())
+}
+
 /// Model of the processor, for the report.
 #[must_use]
 pub fn processor_model() -> String {
@@ -105,6 +125,19 @@ pub fn processor_model() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pinned_process_uses_what_it_may() {
+        let child = std::process::Command::new("sleep").arg("60").spawn();
+        let mut child = child.unwrap();
+        pin(child.id(), 1).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let status = status.unwrap();
+        assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+        assert!(pin(child.id(), 1).is_err(), "it has ended");
+    }
 
     /// Our own figures are there, plausible, and grow.
     #[test]

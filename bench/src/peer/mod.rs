@@ -40,6 +40,8 @@ pub struct Submission {
     pub arguments: Vec<(String, String)>,
     /// For this job.
     pub settings: Vec<(String, String)>,
+    /// For this job, if it is Flink that runs it.
+    pub flink_settings: &'static [(&'static str, &'static str)],
     /// Where to begin.
     pub from_savepoint: Option<String>,
 }

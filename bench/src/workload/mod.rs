@@ -100,6 +100,10 @@ pub struct Workload {
     pub runs: usize,
     /// What is compared.
     pub headline: Metric,
+    /// Processors that the cluster may use; `None`: all.
+    pub processors: Option<usize>,
+    /// Settings of the job for Flink only.
+    pub flink_settings: &'static [(&'static str, &'static str)],
     /// Whether Flink is measured too.
     pub has_rival: bool,
     /// See [`Kind`].
@@ -128,6 +132,11 @@ pub fn measure(
     match &workload.kind {
         Kind::Throughput(throughput) => {
             peer.start(&workload.shape)?;
+            if let Some(processors) = workload.processors {
+                for process in peer.processes() {
+                    crate::machine::pin(process, processors)?;
+                }
+            }
             throughput::measure(peer, workload, throughput, workload.events, scratch)
         }
         Kind::Nexmark(asked) => {

@@ -41,7 +41,7 @@ fn submission(
 ) -> anyhow::Result<(Submission, PathBuf, PathBuf)> {
     let marks = marks_directory(scratch)?;
     let panic_file = scratch.join("panic");
-    let submission = Submission::new("keyed-count", "perennial.bench.KeyedCount")
+    let mut submission = Submission::new("keyed-count", "perennial.bench.KeyedCount")
         .setting("parallelism.default", SUBTASKS)
         .setting("execution.checkpointing.interval", interval)
         .setting("restart-strategy.type", "fixed-delay")
@@ -53,6 +53,7 @@ fn submission(
         .argument("rate", rate)
         .argument("panic-file", panic_file.display())
         .marks(&marks);
+    submission.flink_settings = workload.flink_settings;
     Ok((submission, marks, panic_file))
 }
 

@@ -56,6 +56,8 @@ impl Workload {
                 Kind::Checkpoints { .. } => Metric::CheckpointTime,
                 Kind::Latency { .. } => Metric::LatencyP99,
             },
+            processors: None,
+            flink_settings: &[],
             has_rival: true,
             kind,
         }
@@ -112,6 +114,23 @@ fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
         bare: Some(Loop::KeyedCount),
     };
     Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(keys)
+}
+
+/// The whole cluster on one core; the plain loop has no such form.
+fn keyed_count_on_one_core() -> Workload {
+    let throughput = Throughput {
+        submission: keyed_count_job(None),
+        expected: Box::new(keyed_count::expected),
+        bare: None,
+    };
+    let about = "a count per key, 1e6 keys, the whole cluster on one core";
+    let kind = Kind::Throughput(throughput);
+    Workload {
+        processors: Some(1),
+        // The processes of Flink live on, and would stay on that core.
+        has_rival: false,
+        ..Workload::new("keyed-count-1e6-one-core", about, TOGETHER, kind).keys(1_000_000)
+    }
 }
 
 /// A million keys are there, and every tenth of them changes.
@@ -181,6 +200,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         for interval in [None, Some("1s")] {
             table.push(keyed_count_in_part(interval).events(50_000_000));
         }
+        table.push(keyed_count_on_one_core().events(50_000_000));
     }
     let throughput = Throughput {
         submission: Submission::new(passthrough::NAME, "perennial.bench.Passthrough")
@@ -266,8 +286,29 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     table
 }
 
+/// No memory is set aside for it in these clusters, so that it may not count on some.
+const ROCKSDB: &[(&str, &str)] = &[
+    ("state.backend.type", "rocksdb"),
+    ("state.backend.rocksdb.memory.managed", "false"),
+    ("execution.checkpointing.incremental", "true"),
+];
+
 fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
     let tuned = with_spare(Heartbeats::Tuned);
+    if is_full {
+        // What restores fastest in Flink, and is slowest otherwise.
+        let about = "as without rocksdb, but Flink with RocksDB and incremental checkpoints";
+        for (name, fault, runs) in [
+            ("kill-1e6-rocksdb", Fault::KillTaskManager, 5),
+            ("panic-1e6-rocksdb", Fault::Panic, 5),
+        ] {
+            let workload = Workload::new(name, about, tuned.clone(), Kind::Recovery(fault));
+            table.push(Workload {
+                flink_settings: ROCKSDB,
+                ..workload.keys(1_000_000).runs(runs)
+            });
+        }
+    }
     for (name, about, shape, fault, keys, runs) in [
         (
             "kill-1e6",

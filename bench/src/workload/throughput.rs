@@ -114,3 +114,104 @@ impl Spent {
         measurement.set(Metric::ForeignCpu, foreign);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::jobs::digest::Digest;
+    use crate::marks::Marks;
+    use crate::peer::{Shape, Submission};
+    use crate::workload::{Profile, WrongOutput, table};
+
+    /// A peer whose job puts out what it is told to.
+    struct Fake(Digest);
+
+    impl Peer for Fake {
+        fn name(&self) -> &'static str {
+            "fake"
+        }
+
+        fn start(&mut self, _shape: &Shape) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn needs_warm_up(&self) -> bool {
+            false
+        }
+
+        fn start_with(&mut self, _shape: &Shape, _job: &Submission) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn submit(&mut self, submission: &Submission) -> anyhow::Result<String> {
+            let arguments = &submission.arguments;
+            let directory = arguments.iter().find(|(name, _)| name == "marks").unwrap();
+            let marks = Marks::new(Some(directory.1.clone().into()));
+            let Digest { count, sum } = self.0;
+            marks.put("digest", &format!("subtask=0 count={count} sum={sum}"))?;
+            Ok("job".to_owned())
+        }
+
+        fn wait_until_finished(&mut self, _: &str, _: Duration) -> anyhow::Result<Duration> {
+            Ok(Duration::from_secs(2))
+        }
+
+        fn check_alive(&mut self, _job: &str) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn cancel(&mut self, _job: &str) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn checkpoints(&mut self, _job: &str) -> anyhow::Result<Vec<Checkpoint>> {
+            Ok(Vec::new())
+        }
+
+        fn savepoint(&mut self, _job: &str) -> anyhow::Result<String> {
+            Ok(String::new())
+        }
+
+        fn restart_job_manager(&mut self) -> anyhow::Result<()> {
+            Ok(())
+        }
+
+        fn processes(&mut self) -> Vec<u32> {
+            vec![std::process::id()]
+        }
+
+        fn stop(&mut self) {}
+    }
+
+    /// As many records as expected, one of them another: the run fails, however fast it was.
+    #[test]
+    fn a_wrong_output_fails_the_run() {
+        let table = table(Profile::Quick);
+        let mut workload = table.into_iter().next().unwrap();
+        workload.events = 100_000;
+        let scratch = tempfile::tempdir().unwrap();
+        let measure = |output| {
+            crate::workload::measure(
+                &mut Fake(output),
+                &workload,
+                crate::workload::Context {
+                    inputs: scratch.path(),
+                    half_load: None,
+                },
+                scratch.path(),
+            )
+        };
+        let right = crate::jobs::keyed_count::expected(100_000, workload.keys);
+        let measurement = measure(right).unwrap();
+        assert_eq!(measurement.output, Some(right));
+        assert_eq!(measurement.metrics[&Metric::Rate], 0.05);
+        let wrong = Digest {
+            sum: right.sum ^ 1,
+            ..right
+        };
+        let error = measure(wrong).unwrap_err();
+        assert!(error.downcast_ref::<WrongOutput>().is_some(), "{error}");
+    }
+}

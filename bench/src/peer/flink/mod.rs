@@ -143,6 +143,8 @@ impl Peer for Flink {
         let arguments = arguments.flat_map(|(name, value)| [format!("--{name}"), value.clone()]);
         let settings = submission.settings.iter();
         let settings = settings.map(|(key, value)| format!("-D{key}={value}"));
+        let own = submission.flink_settings.iter();
+        let settings = settings.chain(own.map(|(key, value)| format!("-D{key}={value}")));
         let mut body = json!({
             "entryClass": submission.java,
             "programArgsList": arguments.chain(settings).collect::<Vec<_>>(),
