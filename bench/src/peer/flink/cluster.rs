@@ -18,6 +18,8 @@ use crate::peer::{Heartbeats, Shape};
 
 /// Of a TaskManager for each of its slots, all its memory together. Bigger machines have more; this one has 24 GB.
 const TASK_MANAGER_MB_PER_SLOT: u32 = 4096;
+/// The part of it that is set aside for windows of SQL, which fail without; all else is the heap's.
+const MANAGED_MB_PER_SLOT: u32 = 256;
 /// How long nodes may take to come up.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
@@ -253,8 +255,10 @@ fn configure(root: &Path, shape: &Shape, rest_port: u16) -> anyhow::Result<()> {
             "taskmanager.memory.process.size",
             format!("{}m", TASK_MANAGER_MB_PER_SLOT * shape.slots),
         ),
-        // Only RocksDB would use it: the heap gets it.
-        ("taskmanager.memory.managed.size", text("0")),
+        (
+            "taskmanager.memory.managed.size",
+            format!("{}m", MANAGED_MB_PER_SLOT * shape.slots),
+        ),
         ("state.backend.type", text("hashmap")),
         (
             "execution.checkpointing.dir",

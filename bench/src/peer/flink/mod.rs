@@ -1,5 +1,5 @@
 //! Apache Flink: a standalone session cluster on loopback, each node a JVM of its own, with the settings that are known as its best:
-//! object reuse (in the jobs), the heap state backend, hand-written serializers (in the jobs), no memory set aside for RocksDB.
+//! object reuse (in the jobs), the heap state backend, hand-written serializers (in the jobs), little memory set aside beside the heap.
 
 mod cluster;
 mod rest;
@@ -78,11 +78,13 @@ impl Flink {
         let answer = self.get(&format!("/jobs/{job}/exceptions"));
         let answer = answer.unwrap_or_default();
         let trace = answer["exceptionHistory"]["entries"][0]["stacktrace"].as_str();
-        trace
+        // The causes, which stand last, between many lines of places.
+        let causes = trace
             .unwrap_or("no reason given")
-            .chars()
-            .take(2000)
-            .collect()
+            .lines()
+            .filter(|line| !line.starts_with("\tat "));
+        let causes: Vec<_> = causes.collect();
+        causes.join("; ").chars().take(2000).collect()
     }
 
     fn wait_for_state(
