@@ -35,9 +35,12 @@ chaos: setup-test ## breaks a release cluster for MINUTES=10 and writes .perenni
 	cargo build --locked --release -p perennial-chaos --bins
 	scripts/s3-server run $(TARGET)/release/perennial-chaos campaign --resume --minutes $(or $(MINUTES),10) --binary $(TARGET)/alone/perennial-release $(ARGS)
 
-bench: setup ## measures what the README shows, each figure beside a bare loop (about 10 minutes)
-	cargo build --locked --release -p perennial --bins
-	cargo run --locked --release -p perennial-chaos --example figures -- "$${CARGO_TARGET_DIR:-target}/release/perennial"
+# The node alone, with the features of a release; what runs it has fault points linked in. ARGS: see `perennial-bench --help`.
+bench: setup ## measures Perennial beside Flink and a bare loop, PROFILE=quick (5 minutes) or full; writes .perennial/bench
+	cargo build --locked --release -p perennial-bench --no-default-features --bin perennial-bench-node
+	mkdir -p $(TARGET)/alone && cp -f $(TARGET)/release/perennial-bench-node $(TARGET)/alone/perennial-bench-node
+	cargo build --locked --release -p perennial-bench --bin perennial-bench
+	$(TARGET)/release/perennial-bench $(or $(PROFILE),quick) --node $(TARGET)/alone/perennial-bench-node $(ARGS)
 
 setup:
 	@scripts/setup run

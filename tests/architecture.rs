@@ -1,6 +1,6 @@
 //! The rooms of design.md section 1 and their doors, read from the manifests and the sources.
 //!
-//! Imports run `config <- actors <- perennial <- chaos`; each outside world has one door. A test that needs no compiler to fail.
+//! Imports run `config <- actors <- perennial <- chaos <- bench`; each outside world has one door. A test that needs no compiler to fail.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,11 +14,12 @@ use std::process::Command;
 use serde_json::Value;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const OURS: [&str; 4] = [
+const OURS: [&str; 5] = [
     "perennial-config",
     "perennial-actors",
     "perennial",
     "perennial-chaos",
+    "perennial-bench",
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +66,7 @@ fn manifests() -> BTreeMap<String, Vec<(String, Kind)>> {
 
 /// Every Rust file of the workspace, relative to its root, with its text.
 fn sources() -> Vec<(String, String)> {
-    let mut directories = ["src", "actors", "config", "chaos", "tests"]
+    let mut directories = ["src", "actors", "config", "chaos", "bench", "tests"]
         .map(|name| Path::new(ROOT).join(name))
         .to_vec();
     let mut found = Vec::new();
@@ -121,7 +122,7 @@ fn the_workspace_has_the_rooms_of_the_design() {
 }
 
 #[test]
-fn imports_run_from_config_to_actors_to_perennial_to_chaos() {
+fn imports_run_from_config_to_actors_to_perennial_to_chaos_to_bench() {
     let manifests = manifests();
     for (level, package) in OURS.iter().enumerate() {
         for (dependency, kind) in &manifests[*package] {

@@ -25,6 +25,7 @@ pub use binary::{BINARY, binary, chaos_node};
 pub use cluster::ProcessCluster;
 pub use node::{Node, Signal};
 pub use plan::ClusterPlan;
+pub use ports::free_port;
 pub use wait::newest_completed;
 
 /// Between two looks at a condition.

@@ -282,6 +282,12 @@ impl AggregateFunction for Add {
     fn result(&self, accumulator: &(u64, u64, u64)) -> (u64, u64, u64) {
         *accumulator
     }
+
+    fn merge(&self, accumulator: &mut (u64, u64, u64), other: &(u64, u64, u64)) {
+        accumulator.0 += other.0;
+        accumulator.1 = accumulator.1.wrapping_add(other.1);
+        accumulator.2 += other.2;
+    }
 }
 
 /// The options of a job with such a parallelism.

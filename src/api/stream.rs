@@ -18,9 +18,9 @@ use crate::exchange::{BatchCodec, SerdeCodec};
 use crate::key::Key;
 use crate::operator::{
     AggregateFunction, Broadcast, ByKey, Chained, FilterOperator, FlatMapOperator, Forward,
-    KeyedProcess, KeyedProcessFunction, MapOperator, Operator, OutputTag, PartitionWriter,
-    Partitioner, Rebalance, Reduce, ReduceFunction, SideOutput, SinkNode, TimeWindow,
-    WatermarkStrategy, WindowAssigner, WindowOperator,
+    KeyedProcess, KeyedProcessFunction, MapOperator, Operator, OutputTag, Panes, PartitionWriter,
+    Partitioner, Rebalance, Reduce, ReduceFunction, SeparateWindows, Sessions, SideOutput,
+    SinkNode, TimeWindow, WatermarkStrategy, WindowAssigner, WindowKind, WindowOperator,
 };
 use crate::task::{Blocking, InputHead};
 
@@ -439,12 +439,41 @@ where
         O: Record,
         R: Fn(&K, TimeWindow, A::Out) -> O + Clone + Send + 'static,
     {
-        let selector = self.selector.clone();
+        let lateness = i64::try_from(self.allowed_lateness.as_millis()).unwrap_or(i64::MAX);
+        let (selector, late) = (self.selector.clone(), self.late.clone());
+        let panes = match self.assigner.kind() {
+            WindowKind::Aligned {
+                size,
+                slide,
+                offset,
+            } => Panes::new(size, slide, offset, lateness),
+            WindowKind::Session { gap } => {
+                return self.stream.operator("window", move || {
+                    WindowOperator::<A, K, Sessions, S, R>::new(
+                        aggregate.clone(),
+                        Sessions::new(gap, lateness),
+                        selector.clone(),
+                        result.clone(),
+                        late.clone(),
+                    )
+                });
+            }
+            WindowKind::Any => None,
+        };
+        if let Some(panes) = panes {
+            return self.stream.operator("window", move || {
+                WindowOperator::<A, K, Panes, S, R>::new(
+                    aggregate.clone(),
+                    panes.clone(),
+                    selector.clone(),
+                    result.clone(),
+                    late.clone(),
+                )
+            });
+        }
         let assigner = self.assigner.clone();
-        let late = self.late.clone();
-        let lateness = self.allowed_lateness;
         self.stream.operator("window", move || {
-            WindowOperator::<A, K, W, S, R>::new(
+            SeparateWindows::<A, K, W, S, R>::new(
                 aggregate.clone(),
                 assigner.clone(),
                 selector.clone(),

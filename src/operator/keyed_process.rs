@@ -6,6 +6,7 @@ use perennial_actors::clock::Instant;
 use perennial_actors::fault::{FaultSite, Sabotage};
 use perennial_actors::model::FailureKind;
 
+use super::read_ahead::ReadAhead;
 use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{
     OperatorError, OperatorList, OperatorStateStore, OutputTag, Redistribution, Signal,
@@ -14,15 +15,12 @@ use super::{
 use crate::batch::{Batch, Record, Timestamp};
 use crate::connector::SubtaskContext;
 use crate::error::FunctionResult;
-use crate::key::{Key, KeyHash};
+use crate::key::Key;
 use crate::operator::SideOutputs;
 use crate::state::{
     AggregateFunction, AggregatingState, KeyedAccess, KeyedBackend, KeyedState, ListState, MapKey,
     MapState, ReducingState, StateError, StateLimits, StateValue, TimeDomain, Timers, ValueState,
 };
-
-/// Records whose state is brought near the processor before the first of them is processed.
-const READ_AHEAD_RECORDS: usize = 256;
 
 /// The name under which a process function's timers are stored.
 const TIMERS: &str = "timers";
@@ -307,14 +305,11 @@ pub struct KeyedProcess<F, K, T, S> {
     watermark: Option<Timestamp>,
     /// Cached, so that a step need not look into the backend.
     next_processing_timer: Option<Timestamp>,
-    /// Of the records that are processed next; scratch space.
-    keys: Vec<(K, KeyHash)>,
-    is_reading_ahead: bool,
-    places: Vec<(usize, u64)>,
+    ahead: ReadAhead<K>,
     _types: PhantomData<fn(T) -> K>,
 }
 
-impl<F, K, T, S> KeyedProcess<F, K, T, S> {
+impl<F, K: Key, T, S> KeyedProcess<F, K, T, S> {
     pub(crate) fn new(function: F, selector: S) -> Self {
         Self {
             function,
@@ -323,9 +318,7 @@ impl<F, K, T, S> KeyedProcess<F, K, T, S> {
             timers: None,
             watermark: None,
             next_processing_timer: None,
-            keys: Vec::new(),
-            is_reading_ahead: false,
-            places: Vec::new(),
+            ahead: ReadAhead::new(),
             _types: PhantomData,
         }
     }
@@ -370,18 +363,8 @@ where
         let wall_ms = cx.clock.wall_ms_at(cx.now) as Timestamp;
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let timers = self.timers.as_ref().expect("registered in open");
-        let ahead = input.values.as_slice();
-        self.keys.clear();
-        self.is_reading_ahead = true;
-        self.keys
-            .extend(ahead.iter().take(READ_AHEAD_RECORDS).map(|value| {
-                let key = (self.selector)(value);
-                let hash = KeyHash::of(&key);
-                (key, hash)
-            }));
-        self.is_reading_ahead = false;
-        backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.places);
-        for (key, hash) in &self.keys {
+        self.ahead.read(input, &self.selector, backend);
+        for (key, hash) in self.ahead.keys() {
             if out.is_any_full() {
                 break;
             }
@@ -453,8 +436,7 @@ where
     }
 
     fn looks_ahead(&self) -> Option<usize> {
-        // Those whose keys are there were passed: the selector fails at the next one.
-        self.is_reading_ahead.then_some(self.keys.len())
+        self.ahead.looks_ahead()
     }
 
     fn next_wakeup(&self, cx: &TaskContext<'_>) -> Option<Instant> {

@@ -12,6 +12,7 @@ mod node;
 mod output;
 mod partition;
 mod position;
+mod read_ahead;
 mod simple;
 mod single;
 mod sink;
@@ -54,8 +55,11 @@ pub(crate) use state_store::{
 pub use state_store::{OperatorList, Redistribution};
 pub(crate) use watermark::WatermarkOperator;
 pub use watermark::WatermarkStrategy;
-pub(crate) use window::WindowOperator;
-pub use window::{AggregateFunction, TimeWindow, TumblingEventTimeWindows, WindowAssigner};
+pub use window::{
+    AggregateFunction, EventTimeSessionWindows, SlidingEventTimeWindows, TimeWindow,
+    TumblingEventTimeWindows, WindowAssigner, WindowKind,
+};
+pub(crate) use window::{Panes, SeparateWindows, Sessions, WindowOperator};
 
 /// Records that a node gathers before it hands them on, and that a channel's batch has at most (unless one call emits more).
 pub const BATCH_RECORDS_MAX: usize = 1024;

@@ -11,7 +11,10 @@ const PORTS: std::ops::Range<u64> = 10_000..32_000;
 const TRIES: u32 = 1000;
 
 /// A port that nobody listens on right now.
-pub(super) fn free_port() -> anyhow::Result<u16> {
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> anyhow::Result<u16> {
     let dice = Entropy::system();
     for _ in 0..TRIES {
         let port = PORTS.start + dice.u64() % (PORTS.end - PORTS.start);

@@ -1,105 +1,25 @@
-//! Event-time windows with incremental aggregation.
+//! One accumulator per key and window, stored apart: for assigners of one's own, and for aligned windows of which a key would have
+//! too many at a time to be kept together.
+//!
+//! Invariant: a window that was begun has a timer until its state is gone. A record touches every window that it lies in.
 
 use std::marker::PhantomData;
-use std::time::Duration;
 
 use perennial_actors::fault::FaultSite;
-use perennial_actors::model::FailureKind;
-use serde::{Deserialize, Serialize};
 
-use super::keyed_process::{backend_of, open_backend};
-use super::single::{Emitted, Operator, Pending, SignalResult};
-use super::{
+use super::{AggregateFunction, TimeWindow, WindowAssigner, without_event_time};
+use crate::batch::{Record, Timestamp};
+use crate::key::{Key, KeyHash};
+use crate::operator::keyed_process::{backend_of, open_backend};
+use crate::operator::single::{Emitted, Operator, Pending, SignalResult};
+use crate::operator::{
     OperatorError, OperatorStateStore, OutputTag, Signal, StartContext, TIMERS_OF_ONE_CALL_MAX,
     TaskContext,
 };
-use crate::batch::{Record, Timestamp};
-use crate::key::{Key, KeyHash};
-use crate::state::{StateValue, TimeDomain, Timers, ValueState};
-
-/// A span of event time, in ms: from `start` to just before `end`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct TimeWindow {
-    /// First time inside.
-    pub start: Timestamp,
-    /// First time after.
-    pub end: Timestamp,
-}
-
-impl TimeWindow {
-    /// The last time inside.
-    #[must_use]
-    pub fn max_timestamp(self) -> Timestamp {
-        self.end - 1
-    }
-}
-
-/// Tells the windows of a record.
-pub trait WindowAssigner: Send + Clone + 'static {
-    /// Calls `each` with every window that an event time lies in.
-    fn assign(&self, timestamp: Timestamp, each: &mut dyn FnMut(TimeWindow));
-}
-
-/// Windows of equal size that do not overlap.
-#[derive(Debug, Clone, Copy)]
-pub struct TumblingEventTimeWindows {
-    size: i64,
-    offset: i64,
-}
-
-impl TumblingEventTimeWindows {
-    /// Windows of `size`, beginning at the epoch.
-    ///
-    /// # Panics
-    /// When `size` is shorter than 1 ms: a job function's mistake, found when the job is built.
-    #[must_use]
-    pub fn of(size: Duration) -> Self {
-        let size = i64::try_from(size.as_millis()).unwrap_or(i64::MAX);
-        assert!(size > 0, "a window's size must be at least 1 ms");
-        Self { size, offset: 0 }
-    }
-
-    /// Moves the beginnings, e.g. for days of another time zone.
-    #[must_use]
-    pub fn with_offset(mut self, offset: Duration) -> Self {
-        self.offset = i64::try_from(offset.as_millis()).unwrap_or(0) % self.size;
-        self
-    }
-}
-
-impl WindowAssigner for TumblingEventTimeWindows {
-    fn assign(&self, timestamp: Timestamp, each: &mut dyn FnMut(TimeWindow)) {
-        let mut since = timestamp.rem_euclid(self.size) - self.offset;
-        if since < 0 {
-            since += self.size;
-        }
-        // The first window of all time is a shorter one.
-        let start = timestamp.saturating_sub(since);
-        each(TimeWindow {
-            start,
-            end: start.saturating_add(self.size),
-        });
-    }
-}
-
-/// Folds the records of a window into an accumulator.
-pub trait AggregateFunction: Send + 'static {
-    /// Records.
-    type In: Record;
-    /// What is stored.
-    type Accumulator: StateValue;
-    /// The result.
-    type Out: Record;
-    /// An empty accumulator.
-    fn create_accumulator(&self) -> Self::Accumulator;
-    /// Adds a record.
-    fn add(&self, accumulator: &mut Self::Accumulator, value: Self::In);
-    /// The result so far.
-    fn result(&self, accumulator: &Self::Accumulator) -> Self::Out;
-}
+use crate::state::{TimeDomain, Timers, ValueState};
 
 /// Keeps an accumulator per key and window, emits when the watermark passes the window's end.
-pub(crate) struct WindowOperator<A: AggregateFunction, K, W, S, R> {
+pub(crate) struct SeparateWindows<A: AggregateFunction, K, W, S, R> {
     aggregate: A,
     assigner: W,
     selector: S,
@@ -114,14 +34,14 @@ pub(crate) struct WindowOperator<A: AggregateFunction, K, W, S, R> {
     _key: PhantomData<fn() -> K>,
 }
 
-impl<A: AggregateFunction, K, W, S, R> WindowOperator<A, K, W, S, R> {
+impl<A: AggregateFunction, K, W, S, R> SeparateWindows<A, K, W, S, R> {
     pub(crate) fn new(
         aggregate: A,
         assigner: W,
         selector: S,
         result: R,
         late: Option<OutputTag<A::In>>,
-        allowed_lateness: Duration,
+        allowed_lateness: i64,
     ) -> Self {
         Self {
             aggregate,
@@ -129,7 +49,7 @@ impl<A: AggregateFunction, K, W, S, R> WindowOperator<A, K, W, S, R> {
             selector,
             result,
             late,
-            allowed_lateness: i64::try_from(allowed_lateness.as_millis()).unwrap_or(i64::MAX),
+            allowed_lateness,
             operator: 0,
             state: None,
             timers: None,
@@ -144,7 +64,7 @@ impl<A: AggregateFunction, K, W, S, R> WindowOperator<A, K, W, S, R> {
     }
 }
 
-impl<A, K, W, S, R, O> Operator for WindowOperator<A, K, W, S, R>
+impl<A, K, W, S, R, O> Operator for SeparateWindows<A, K, W, S, R>
 where
     A: AggregateFunction,
     K: Key,
@@ -184,10 +104,7 @@ where
                 break;
             };
             let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
-                return Err(OperatorError(FailureKind::User {
-                    message: "a record without event time reached an event-time window: give the source a WatermarkStrategy with timestamps".into(),
-                    is_unrecoverable: true,
-                }));
+                return Err(without_event_time());
             };
             let key = (self.selector)(&value);
             backend.set_current_key(&key, KeyHash::of(&key));
@@ -307,36 +224,5 @@ where
 
     fn watermark(&self) -> Option<Timestamp> {
         self.watermark
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Table, with negative times and an offset.
-    #[test]
-    fn tumbling_windows_cover_every_time_once() {
-        let windows = |assigner: TumblingEventTimeWindows, t| {
-            let mut found = Vec::new();
-            assigner.assign(t, &mut |w| found.push((w.start, w.end)));
-            found
-        };
-        let ten = TumblingEventTimeWindows::of(Duration::from_millis(10));
-        assert_eq!(windows(ten, 0), [(0, 10)]);
-        assert_eq!(windows(ten, 9), [(0, 10)]);
-        assert_eq!(windows(ten, 10), [(10, 20)]);
-        assert_eq!(windows(ten, -1), [(-10, 0)]);
-        let shifted = ten.with_offset(Duration::from_millis(3));
-        assert_eq!(windows(shifted, 2), [(-7, 3)]);
-        assert_eq!(windows(shifted, 3), [(3, 13)]);
-        assert_eq!(windows(shifted, -7), [(-7, 3)]);
-        assert_eq!(windows(shifted, -8), [(-17, -7)]);
-        for assigner in [ten, shifted] {
-            let first = windows(assigner, Timestamp::MIN + 1)[0];
-            assert!(first.0 <= Timestamp::MIN + 1 && Timestamp::MIN + 1 < first.1);
-            let last = windows(assigner, Timestamp::MAX - 1)[0];
-            assert!(last.0 < Timestamp::MAX && Timestamp::MAX - 1 < last.1);
-        }
     }
 }

@@ -1,0 +1,130 @@
+//! The `perennial-bench` command.
+
+pub mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+
+use crate::report;
+use crate::runner::{PeerName, Plan, run};
+use crate::workload::Profile;
+use progress::Progress;
+
+/// Name of the program that plays Perennial's roles, beside this one.
+const NODE: &str = "perennial-bench-node";
+
+/// Measures Perennial beside Apache Flink and beside a plain loop, in one run on this machine.
+///
+/// Both systems run the same jobs over the same generated input, in turns; outputs are compared with those of a plain fold.
+/// Flink is downloaded (with pip, 330 MB, once) and its jobs are compiled (with a JDK 17).
+#[derive(Debug, Parser)]
+#[command(
+    name = "perennial-bench",
+    version,
+    after_help = "Exit codes: 0 all was measured (whether or not the bars are met), 1 an output was wrong or a run failed, 2 wrong usage.\n\n\
+                  Measure a release: make bench builds the node alone, as a release is built, and this program."
+)]
+struct Cli {
+    /// How much is measured
+    #[arg(value_enum, default_value_t = Profile::Quick)]
+    profile: Profile,
+    /// Workloads to measure, by name or its beginning, e.g. keyed-count,shuffle [default: all of the profile]
+    #[arg(long, value_name = "WORKLOADS", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Runs of each peer and workload [default: by workload; in full at least 5 where rates are measured]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    runs: Option<u32>,
+    /// Multiplies the number of events of bounded jobs; below 1 only to try things out, what is measured then says nothing
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    scale: f64,
+    /// Who is measured
+    #[arg(
+        long,
+        value_name = "PEERS",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "perennial,flink,bare"
+    )]
+    peers: Vec<PeerName>,
+    /// Directory of results.json and report.html
+    #[arg(long, value_name = "DIR", default_value = ".perennial/bench")]
+    out: PathBuf,
+    /// Directory in which Flink is kept
+    #[arg(long, value_name = "DIR", default_value = ".perennial/flink")]
+    cache: PathBuf,
+    /// Program that plays Perennial's roles [default: perennial-bench-node beside this program]
+    #[arg(long, value_name = "PATH")]
+    node: Option<PathBuf>,
+    /// Lists the workloads of the profile and ends
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            progress::line(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether every run succeeded with the right output.
+fn execute(cli: Cli) -> anyhow::Result<bool> {
+    if !(cli.scale.is_finite() && cli.scale > 0.0) {
+        bail!("--scale {}: choose a positive number", cli.scale);
+    }
+    let plan = Plan {
+        profile: cli.profile,
+        only: cli.only,
+        runs: cli.runs.map(|runs| runs as usize),
+        scale: cli.scale,
+        binary: cli.node.map_or_else(node, Ok)?,
+        inputs: cli.out.join("input"),
+        cache: cli.cache,
+        peers: cli.peers,
+    };
+    let workloads = plan.workloads();
+    if workloads.is_empty() {
+        bail!(
+            "no workload of this profile begins with {}; see --list",
+            plan.only.join(" or ")
+        );
+    }
+    if cli.list {
+        for workload in &workloads {
+            progress::line(&format!("{:<28} {}", workload.name, workload.about));
+        }
+        return Ok(true);
+    }
+    std::fs::create_dir_all(&cli.out)?;
+    let progress = Progress::new();
+    let keep = |results: &_| report::write(results, &cli.out);
+    let results = run(&plan, &progress, keep)?;
+    progress.finish();
+    progress::line(&report::text(&results));
+    for file in [report::JSON, report::PAGE] {
+        progress::line(&format!("{}", cli.out.join(file).display()));
+    }
+    Ok(!results.has_failed())
+}
+
+fn node() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let path = own.with_file_name(NODE);
+    if !path.is_file() {
+        bail!(
+            "there is no program {}: build it with `cargo build -p perennial-bench --no-default-features --bin {NODE}`",
+            path.display()
+        );
+    }
+    path.canonicalize().context("cannot find the node")
+}

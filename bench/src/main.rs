@@ -1,0 +1,7 @@
+//! The `perennial-bench` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    perennial_bench::command::main()
+}

@@ -1,0 +1,225 @@
+//! The table of what is measured, and how each kind of it is.
+//!
+//! Invariant: one way of measuring for all peers; a peer is told what to do and never how it is timed.
+
+mod files;
+mod latency;
+mod nexmark;
+mod recovery;
+mod table;
+mod throughput;
+mod waiting;
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::figures::{Measurement, Metric};
+use crate::jobs::digest::Digest;
+use crate::peer::bare::Loop;
+use crate::peer::{Peer, Shape, Submission};
+pub use table::table;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// Small inputs, few runs, one collector of Flink: five minutes
+    Quick,
+    /// Everything, with both collectors of Flink: some hours
+    Full,
+}
+
+/// What strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// kill -9 of a TaskManager, with a spare one there.
+    KillTaskManager,
+    /// SIGSTOP of a TaskManager, with a spare one there.
+    HangTaskManager,
+    /// A panic, or an exception, in the function of one subtask.
+    Panic,
+    /// kill -9 of the JobManager, which is started again at once.
+    KillJobManager,
+}
+
+/// A bounded job, as fast as it goes.
+pub struct Throughput {
+    /// The job, without size and marks.
+    pub submission: Submission,
+    /// What comes out of so many events over so many keys.
+    pub expected: Box<dyn Fn(u64, u64) -> Digest>,
+    /// The same work in a plain loop.
+    pub bare: Option<Loop>,
+}
+
+/// What is done and timed.
+pub enum Kind {
+    /// Rates, CPU and memory of a bounded job.
+    Throughput(Throughput),
+    /// The same of a query of Nexmark.
+    Nexmark(nexmark::Asked),
+    /// Rate, CPU and memory of a job from files to files.
+    Files,
+    /// From a fault to the first record after it.
+    Recovery(Fault),
+    /// From nothing to the first record.
+    Start,
+    /// Memory of nodes that have nothing to do.
+    Idle,
+    /// Checkpoints of a job that changes some keys.
+    Checkpoints {
+        /// Between two.
+        interval: &'static str,
+        /// Events per second.
+        rate: u64,
+    },
+    /// From the submission with a savepoint to the first record.
+    Restore,
+    /// Time that events are under way, at half the rate that the slower peer can do.
+    Latency {
+        /// Flink's key; `None`: each peer's default.
+        buffer_timeout: Option<&'static str>,
+    },
+}
+
+/// One line of the table.
+pub struct Workload {
+    /// For `--only`.
+    pub name: String,
+    /// For people.
+    pub about: String,
+    /// Of the cluster.
+    pub shape: Shape,
+    /// Keys of the job.
+    pub keys: u64,
+    /// Events of a bounded job.
+    pub events: u64,
+    /// Runs of each peer, unless said otherwise.
+    pub runs: usize,
+    /// What is compared.
+    pub headline: Metric,
+    /// Processors that the cluster may use; `None`: all.
+    pub processors: Option<usize>,
+    /// Settings of the job for Flink only.
+    pub flink_settings: &'static [(&'static str, &'static str)],
+    /// Whether Flink is measured too.
+    pub has_rival: bool,
+    /// See [`Kind`].
+    pub kind: Kind,
+}
+
+/// What a measurement may need to know of those before it.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Where generated input is kept.
+    pub inputs: &'a Path,
+    /// Half of what the slower peer did with the workload that latency refers to, in events per second.
+    pub half_load: Option<u64>,
+}
+
+/// Measures one run. `scratch` is an empty directory.
+///
+/// # Errors
+/// When anything goes otherwise than it should; [`NotPossible`](crate::peer::NotPossible) when the peer cannot do it at all.
+pub fn measure(
+    peer: &mut dyn Peer,
+    workload: &Workload,
+    context: Context<'_>,
+    scratch: &Path,
+) -> anyhow::Result<Measurement> {
+    match &workload.kind {
+        Kind::Throughput(throughput) => {
+            peer.start(&workload.shape)?;
+            if let Some(processors) = workload.processors {
+                for process in peer.processes() {
+                    crate::machine::pin(process, processors)?;
+                }
+            }
+            throughput::measure(peer, workload, throughput, workload.events, scratch)
+        }
+        Kind::Nexmark(asked) => {
+            peer.start(&workload.shape)?;
+            let of = (workload.events, context.inputs);
+            nexmark::measure(peer, workload, asked, of, scratch)
+        }
+        Kind::Files => {
+            peer.start(&workload.shape)?;
+            files::measure(peer, workload, context, scratch)
+        }
+        Kind::Recovery(fault) => {
+            peer.start(&workload.shape)?;
+            recovery::measure(peer, workload, *fault, scratch)
+        }
+        Kind::Start => recovery::start(peer, workload, scratch),
+        Kind::Idle => {
+            peer.stop();
+            peer.start(&workload.shape)?;
+            let resident = peer
+                .processes()
+                .into_iter()
+                .map(crate::machine::resident_mb);
+            let mut measurement = Measurement::default();
+            measurement.set(Metric::IdleMemory, resident.sum());
+            Ok(measurement)
+        }
+        Kind::Checkpoints { interval, rate } => {
+            peer.start(&workload.shape)?;
+            recovery::checkpoints(peer, workload, interval, *rate, scratch)
+        }
+        Kind::Restore => {
+            peer.start(&workload.shape)?;
+            recovery::restore(peer, workload, scratch)
+        }
+        Kind::Latency { buffer_timeout } => {
+            peer.start(&workload.shape)?;
+            latency::measure(peer, workload, *buffer_timeout, context, scratch)
+        }
+    }
+}
+
+/// Runs a peer that gets faster with use, without measuring it.
+///
+/// # Errors
+/// As [`measure`].
+pub fn warm_up(
+    peer: &mut dyn Peer,
+    workload: &Workload,
+    context: Context<'_>,
+    scratch: &Path,
+) -> anyhow::Result<()> {
+    /// Share of the events.
+    const PART: u64 = 4;
+    if !peer.needs_warm_up() {
+        return Ok(());
+    }
+    let events = workload.events / PART;
+    match &workload.kind {
+        Kind::Throughput(throughput) => {
+            peer.start(&workload.shape)?;
+            throughput::measure(peer, workload, throughput, events, scratch)?;
+        }
+        Kind::Nexmark(asked) => {
+            peer.start(&workload.shape)?;
+            let of = (events, context.inputs);
+            nexmark::measure(peer, workload, asked, of, scratch)?;
+        }
+        Kind::Files
+        | Kind::Recovery(_)
+        | Kind::Start
+        | Kind::Idle
+        | Kind::Checkpoints { .. }
+        | Kind::Restore
+        | Kind::Latency { .. } => {}
+    }
+    Ok(())
+}
+
+/// Somebody was wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("wrong output: {output}; expected: {expected}")]
+pub struct WrongOutput {
+    output: Digest,
+    expected: Digest,
+}

@@ -1,0 +1,388 @@
+//! Every workload with its sizes.
+
+use std::time::Duration;
+
+use super::{Fault, Kind, Profile, Throughput, Workload, nexmark};
+use crate::figures::Metric;
+use crate::jobs::{keyed_count, passthrough, shuffle, window};
+use crate::peer::bare::Loop;
+use crate::peer::{Heartbeats, Shape, Submission};
+
+/// Two subtasks in one process.
+pub(super) const TOGETHER: Shape = Shape {
+    task_managers: 1,
+    slots: 2,
+    heartbeats: Heartbeats::Default,
+};
+
+/// A process for each of two subtasks.
+const APART: Shape = Shape {
+    task_managers: 2,
+    slots: 1,
+    heartbeats: Heartbeats::Default,
+};
+
+/// The same, and a spare one.
+fn with_spare(heartbeats: Heartbeats) -> Shape {
+    Shape {
+        task_managers: 3,
+        slots: 1,
+        heartbeats,
+    }
+}
+
+/// Both subtasks in one, nothing more than a cluster needs.
+const SMALLEST: Shape = TOGETHER;
+
+impl Workload {
+    pub(super) fn new(
+        name: impl Into<String>,
+        about: impl Into<String>,
+        shape: Shape,
+        kind: Kind,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            about: about.into(),
+            shape,
+            keys: 1000,
+            events: 0,
+            runs: 5,
+            headline: match &kind {
+                Kind::Throughput(_) | Kind::Nexmark(_) => Metric::WarmRate,
+                Kind::Recovery(_) | Kind::Start | Kind::Restore => Metric::FirstRecord,
+                Kind::Files => Metric::Rate,
+                Kind::Idle => Metric::IdleMemory,
+                Kind::Checkpoints { .. } => Metric::CheckpointTime,
+                Kind::Latency { .. } => Metric::LatencyP99,
+            },
+            processors: None,
+            flink_settings: &[],
+            has_rival: true,
+            kind,
+        }
+    }
+
+    pub(super) fn keys(mut self, keys: u64) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    pub(super) fn events(mut self, events: u64) -> Self {
+        self.events = events;
+        self
+    }
+
+    pub(super) fn runs(mut self, runs: usize) -> Self {
+        self.runs = runs;
+        self
+    }
+
+    fn alone(mut self) -> Self {
+        self.has_rival = false;
+        self
+    }
+}
+
+/// Number of keys as it stands in names.
+fn short_keys(keys: u64) -> String {
+    format!("1e{}", keys.ilog10())
+}
+
+/// The job, with a checkpoint from time to time.
+fn keyed_count_job(interval: Option<&str>) -> Submission {
+    let submission = Submission::new(keyed_count::NAME, "perennial.bench.KeyedCount")
+        .setting("parallelism.default", 2);
+    match interval {
+        Some(interval) => submission.setting("execution.checkpointing.interval", interval),
+        None => submission,
+    }
+}
+
+fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
+    let (mut name, mut about) = (
+        format!("keyed-count-{}", short_keys(keys)),
+        format!("a count per key, {} keys", short_keys(keys)),
+    );
+    if let Some(interval) = interval {
+        name.push_str(&format!("-cp{interval}"));
+        about.push_str(&format!(", a checkpoint every {interval}"));
+    }
+    let throughput = Throughput {
+        submission: keyed_count_job(interval),
+        expected: Box::new(keyed_count::expected),
+        bare: Some(Loop::KeyedCount),
+    };
+    Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(keys)
+}
+
+/// The whole cluster on one core; the plain loop has no such form.
+fn keyed_count_on_one_core() -> Workload {
+    let throughput = Throughput {
+        submission: keyed_count_job(None),
+        expected: Box::new(keyed_count::expected),
+        bare: None,
+    };
+    let about = "a count per key, 1e6 keys, the whole cluster on one core";
+    let kind = Kind::Throughput(throughput);
+    Workload {
+        processors: Some(1),
+        // The processes of Flink live on, and would stay on that core.
+        has_rival: false,
+        ..Workload::new("keyed-count-1e6-one-core", about, TOGETHER, kind).keys(1_000_000)
+    }
+}
+
+/// A million keys are there, and every tenth of them changes.
+fn keyed_count_in_part(interval: Option<&str>) -> Workload {
+    const KEYS: u64 = 1_000_000;
+    const TOUCHED: u64 = KEYS / 10;
+    let submission = keyed_count_job(interval)
+        .argument("prefill", KEYS)
+        .argument("touched", TOUCHED);
+    let throughput = Throughput {
+        submission,
+        expected: Box::new(|events, keys| keyed_count::expected_after(events, keys, keys, TOUCHED)),
+        bare: None,
+    };
+    let checkpoints = interval.map_or_else(String::new, |interval| format!("-cp{interval}"));
+    let name = format!("keyed-count-1e6-10pct{checkpoints}");
+    let about = "a count per key, 1e6 keys of which every tenth changes";
+    Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(KEYS)
+}
+
+/// Windows of so many seconds, one every so many.
+fn windows(size: u64, slide: u64) -> Workload {
+    let (length, step) = (Duration::from_secs(size), Duration::from_secs(slide));
+    let mut submission = Submission::new(window::NAME, "perennial.bench.Window")
+        .setting("parallelism.default", 2)
+        .argument("size", size);
+    let mut name = "window-tumbling";
+    let mut about = format!("events per key and {size} s of event time, 1e3 keys");
+    if slide != size {
+        submission = submission.argument("slide", slide);
+        name = "window-sliding";
+        about.push_str(&format!(", every {slide} s"));
+    }
+    let throughput = Throughput {
+        submission,
+        expected: Box::new(move |events, keys| window::expected(events, keys, length, step)),
+        bare: None,
+    };
+    Workload::new(name, about, TOGETHER, Kind::Throughput(throughput))
+}
+
+/// What a profile measures, in the order in which clusters need to change least.
+#[must_use]
+pub fn table(profile: Profile) -> Vec<Workload> {
+    let is_full = profile == Profile::Full;
+    let million = |quick: u64, full: u64| if is_full { full } else { quick } * 1_000_000;
+    let runs = |quick: usize, full: usize| if is_full { full } else { quick };
+    let mut table = Vec::new();
+    for (keys, events, is_quick) in [
+        (1_000, million(20, 100), true),
+        (1_000_000, million(10, 50), true),
+        (10_000_000, million(20, 50), false),
+    ] {
+        for interval in [None, Some("1s"), Some("100ms")] {
+            if (is_quick && interval != Some("100ms")) || is_full {
+                let workload = keyed_count(keys, interval);
+                let workload = workload.events(events).runs(runs(3, 5));
+                table.push(match interval {
+                    // Flink has one under way all the time by then.
+                    Some("100ms") => workload.alone(),
+                    Some(_) | None => workload,
+                });
+            }
+        }
+    }
+    if is_full {
+        for interval in [None, Some("1s")] {
+            table.push(keyed_count_in_part(interval).events(50_000_000));
+        }
+        table.push(keyed_count_on_one_core().events(50_000_000));
+    }
+    let throughput = Throughput {
+        submission: Submission::new(passthrough::NAME, "perennial.bench.Passthrough")
+            .setting("parallelism.default", 2),
+        expected: Box::new(passthrough::expected),
+        bare: Some(Loop::Passthrough),
+    };
+    let passthrough = Workload::new(
+        passthrough::NAME,
+        "generator, map, sink",
+        TOGETHER,
+        Kind::Throughput(throughput),
+    );
+    table.push(passthrough.events(million(50, 300)).runs(runs(3, 5)));
+    table.push(windows(10, 10).events(million(10, 50)).runs(runs(3, 5)));
+    table.push(windows(60, 5).events(million(10, 20)).runs(runs(3, 5)));
+    table.extend(nexmark::workloads(profile, million(2, 10), runs(1, 5)));
+    for (name, about, buffer_timeout) in [
+        (
+            "latency",
+            "keyed-count at half load, default buffer timeout",
+            None,
+        ),
+        (
+            "latency-buffer-0",
+            "keyed-count at half load, buffer timeout 0",
+            Some("0"),
+        ),
+    ] {
+        let kind = Kind::Latency { buffer_timeout };
+        table.push(Workload::new(name, about, TOGETHER, kind).runs(runs(1, 5)));
+    }
+    if is_full {
+        for (name, keys, interval, rate) in [
+            ("checkpoint-1e6", 1_000_000, "1s", 50_000),
+            ("checkpoint-1e7-same-changes", 10_000_000, "1s", 50_000),
+            ("checkpoint-1e7-1pct", 10_000_000, "3s", 33_334),
+        ] {
+            let about = format!("checkpoints every {interval} at {rate} events/s");
+            let kind = Kind::Checkpoints { interval, rate };
+            table.push(
+                Workload::new(name, about, TOGETHER, kind)
+                    .keys(keys)
+                    .runs(3),
+            );
+        }
+        for keys in [1_000_000, 10_000_000] {
+            let name = format!("restore-{}", short_keys(keys));
+            let about = "from the submission with a savepoint to the first record";
+            table.push(
+                Workload::new(name, about, TOGETHER, Kind::Restore)
+                    .keys(keys)
+                    .runs(3),
+            );
+        }
+    }
+    let about = "JSON lines through a filter into files, exactly once, a checkpoint every second";
+    let files = Workload::new("file-to-file", about, TOGETHER, Kind::Files);
+    // About 49 bytes a line: 100 MB, or 1 GB.
+    let files = files
+        .keys(1_000_000)
+        .events(if is_full { 20_400_000 } else { 2_000_000 });
+    table.push(files.runs(runs(1, 5)));
+    let throughput = Throughput {
+        submission: Submission::new(shuffle::NAME, "perennial.bench.Shuffle")
+            .setting("parallelism.default", 1)
+            .argument("sources", 1),
+        expected: Box::new(shuffle::expected),
+        bare: None,
+    };
+    let shuffle = Workload::new(
+        shuffle::NAME,
+        "every record from one process to another",
+        APART,
+        Kind::Throughput(throughput),
+    );
+    table.push(shuffle.events(million(20, 60)).runs(runs(3, 5)));
+    recoveries(is_full, &mut table);
+    let about = "from nothing to the first record of a job on a new cluster";
+    table.push(Workload::new("start", about, SMALLEST, Kind::Start).runs(runs(1, 5)));
+    let about = "a JobManager and a TaskManager with nothing to do";
+    table.push(Workload::new("idle", about, SMALLEST, Kind::Idle).runs(runs(1, 5)));
+    table
+}
+
+/// No memory is set aside for it in these clusters, so that it may not count on some.
+const ROCKSDB: &[(&str, &str)] = &[
+    ("state.backend.type", "rocksdb"),
+    ("state.backend.rocksdb.memory.managed", "false"),
+    ("execution.checkpointing.incremental", "true"),
+];
+
+fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
+    let tuned = with_spare(Heartbeats::Tuned);
+    if is_full {
+        // What restores fastest in Flink, and is slowest otherwise.
+        let about = "as without rocksdb, but Flink with RocksDB and incremental checkpoints";
+        for (name, fault, runs) in [
+            ("kill-1e6-rocksdb", Fault::KillTaskManager, 5),
+            ("panic-1e6-rocksdb", Fault::Panic, 5),
+        ] {
+            let workload = Workload::new(name, about, tuned.clone(), Kind::Recovery(fault));
+            table.push(Workload {
+                flink_settings: ROCKSDB,
+                ..workload.keys(1_000_000).runs(runs)
+            });
+        }
+    }
+    for (name, about, shape, fault, keys, runs) in [
+        (
+            "kill-1e6",
+            "kill -9 of a TaskManager to the first record, spare slot, no delay",
+            &tuned,
+            Fault::KillTaskManager,
+            1_000_000,
+            [1, 10],
+        ),
+        (
+            "panic-1e6",
+            "panic in a task to the first record, no delay",
+            &tuned,
+            Fault::Panic,
+            1_000_000,
+            [1, 10],
+        ),
+        (
+            "kill-1e7",
+            "kill -9 of a TaskManager to the first record, spare slot, no delay",
+            &tuned,
+            Fault::KillTaskManager,
+            10_000_000,
+            [0, 3],
+        ),
+        (
+            "panic-1e7",
+            "panic in a task to the first record, no delay",
+            &tuned,
+            Fault::Panic,
+            10_000_000,
+            [0, 3],
+        ),
+        (
+            "kill-jobmanager-1e6",
+            "kill -9 of the JobManager, started again, to the first record",
+            &tuned,
+            Fault::KillJobManager,
+            1_000_000,
+            [1, 5],
+        ),
+        (
+            "hang-1e6",
+            "SIGSTOP of a TaskManager to the first record, default heartbeats",
+            &with_spare(Heartbeats::Default),
+            Fault::HangTaskManager,
+            1_000_000,
+            [0, 3],
+        ),
+    ] {
+        let runs = runs[usize::from(is_full)];
+        if runs > 0 {
+            let workload = Workload::new(name, about, shape.clone(), Kind::Recovery(fault));
+            table.push(workload.keys(keys).runs(runs));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names are for `--only`, and `quick` is a part of `full`.
+    #[test]
+    fn names_are_unique_and_those_of_quick_are_in_full() {
+        let names = |profile| -> Vec<String> {
+            let table = table(profile).into_iter();
+            table.map(|workload| workload.name).collect()
+        };
+        let (quick, full) = (names(Profile::Quick), names(Profile::Full));
+        for name in &quick {
+            assert!(full.contains(name), "{name}");
+        }
+        let unique: std::collections::BTreeSet<_> = full.iter().collect();
+        assert_eq!(unique.len(), full.len());
+    }
+}

@@ -1,0 +1,58 @@
+//! Keys of the records that are processed next, and their state brought near the processor: cache misses overlap instead of adding up.
+
+use super::single::Pending;
+use crate::key::{Key, KeyHash};
+use crate::state::KeyedBackend;
+
+/// Records whose state is brought near the processor before the first of them is processed.
+const READ_AHEAD_RECORDS: usize = 256;
+
+/// See the module.
+pub(super) struct ReadAhead<K> {
+    keys: Vec<(K, KeyHash)>,
+    is_reading: bool,
+    places: Vec<(usize, u64)>,
+}
+
+impl<K: Key> ReadAhead<K> {
+    pub(super) fn new() -> Self {
+        Self {
+            keys: Vec::new(),
+            is_reading: false,
+            places: Vec::new(),
+        }
+    }
+
+    /// Selects the keys of the next records of `input` and reads their state.
+    #[inline]
+    pub(super) fn read<T>(
+        &mut self,
+        input: &Pending<T>,
+        selector: impl Fn(&T) -> K,
+        backend: &KeyedBackend<K>,
+    ) {
+        self.keys.clear();
+        self.is_reading = true;
+        let ahead = input.values.as_slice();
+        self.keys
+            .extend(ahead.iter().take(READ_AHEAD_RECORDS).map(|value| {
+                let key = selector(value);
+                let hash = KeyHash::of(&key);
+                (key, hash)
+            }));
+        self.is_reading = false;
+        backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.places);
+    }
+
+    /// The keys, in the order of the records.
+    #[inline]
+    pub(super) fn keys(&self) -> &[(K, KeyHash)] {
+        &self.keys
+    }
+
+    /// For [`Operator::looks_ahead`](super::Operator::looks_ahead): those whose keys are there were passed, the selector fails at
+    /// the next one.
+    pub(super) fn looks_ahead(&self) -> Option<usize> {
+        self.is_reading.then_some(self.keys.len())
+    }
+}

@@ -1,0 +1,188 @@
+//! The operator for windows that a key keeps together: one entry of state per key, read ahead, and one timer at a time.
+
+use perennial_actors::fault::FaultSite;
+
+use super::{Added, AggregateFunction, Layout, TimeWindow, without_event_time};
+use crate::batch::{Record, Timestamp};
+use crate::key::Key;
+use crate::operator::keyed_process::{backend_of, open_backend};
+use crate::operator::read_ahead::ReadAhead;
+use crate::operator::single::{Emitted, Operator, Pending, SignalResult};
+use crate::operator::{
+    OperatorError, OperatorStateStore, OutputTag, Signal, StartContext, TIMERS_OF_ONE_CALL_MAX,
+    TaskContext,
+};
+use crate::state::{TimeDomain, Timers, ValueState};
+
+/// Emits the aggregate of each key's windows when the watermark passes their ends.
+pub(crate) struct WindowOperator<A: AggregateFunction, K, L: Layout<A>, S, R> {
+    aggregate: A,
+    layout: L,
+    selector: S,
+    result: R,
+    late: Option<OutputTag<A::In>>,
+    operator: usize,
+    state: Option<ValueState<L::Windows>>,
+    timers: Option<Timers>,
+    watermark: Option<Timestamp>,
+    ahead: ReadAhead<K>,
+    /// What one record or timer emits; scratch space.
+    results: Vec<(TimeWindow, A::Out)>,
+}
+
+impl<A: AggregateFunction, K: Key, L: Layout<A>, S, R> WindowOperator<A, K, L, S, R> {
+    pub(crate) fn new(
+        aggregate: A,
+        layout: L,
+        selector: S,
+        result: R,
+        late: Option<OutputTag<A::In>>,
+    ) -> Self {
+        Self {
+            aggregate,
+            layout,
+            selector,
+            result,
+            late,
+            operator: 0,
+            state: None,
+            timers: None,
+            watermark: None,
+            ahead: ReadAhead::new(),
+            results: Vec::new(),
+        }
+    }
+}
+
+impl<A, K, L, S, R, O> Operator for WindowOperator<A, K, L, S, R>
+where
+    A: AggregateFunction,
+    K: Key,
+    L: Layout<A>,
+    S: Fn(&A::In) -> K + Send + 'static,
+    R: Fn(&K, TimeWindow, A::Out) -> O + Send + 'static,
+    O: Record,
+{
+    type In = A::In;
+    type Out = O;
+
+    fn open(
+        &mut self,
+        operator: usize,
+        _lists: &mut OperatorStateStore,
+        cx: &mut StartContext<'_>,
+    ) -> Result<(), OperatorError> {
+        self.operator = operator;
+        self.watermark = cx.restored[operator].watermark;
+        let backend = open_backend::<K>(operator, cx)?;
+        self.state = Some(backend.value_state(L::STATE)?);
+        self.timers = Some(backend.timers(&format!("{}-timers", L::STATE))?);
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        input: &mut Pending<A::In>,
+        out: &mut Emitted<O>,
+        cx: &mut TaskContext<'_>,
+    ) -> Result<(), OperatorError> {
+        let backend = backend_of::<K>(cx.keyed, self.operator)?;
+        let state = self.state.as_ref().expect("registered in open");
+        let timers = self.timers.as_ref().expect("registered in open");
+        let watermark = self.watermark.unwrap_or(Timestamp::MIN);
+        self.ahead.read(input, &self.selector, backend);
+        for (key, hash) in self.ahead.keys() {
+            if out.is_any_full() {
+                break;
+            }
+            let Some((value, timestamp)) = input.next() else {
+                break;
+            };
+            let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
+                return Err(without_event_time());
+            };
+            backend.set_current_key(key, *hash);
+            let (aggregate, layout, results) =
+                (&self.aggregate, &mut self.layout, &mut self.results);
+            let added = state.update(backend, |windows| {
+                layout.add(
+                    aggregate,
+                    windows,
+                    (value, timestamp),
+                    watermark,
+                    |window, result| results.push((window, result)),
+                )
+            })?;
+            for (window, result) in self.results.drain(..) {
+                let record = (self.result)(key, window, result);
+                out.batch.push(record, Some(window.max_timestamp()));
+            }
+            match added {
+                Added::Kept(None) => {}
+                Added::Kept(Some(time)) => {
+                    timers.register(backend, TimeDomain::EventTime, time, &())?;
+                }
+                Added::Late(value) => {
+                    if let Some(tag) = &self.late {
+                        out.sides.emit(tag, value, Some(timestamp));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn signal(
+        &mut self,
+        signal: Signal,
+        out: &mut Emitted<O>,
+        cx: &mut TaskContext<'_>,
+    ) -> Result<SignalResult, OperatorError> {
+        let Signal::Watermark(watermark) = signal else {
+            return Ok(SignalResult::Forward(signal));
+        };
+        // After a restore the inputs may be behind the stored watermark, e.g. those that were idle. Event time does not go back: a
+        // window that has fired and gone would come back with its late records only.
+        let watermark = self.watermark.map_or(watermark, |w| w.max(watermark));
+        self.watermark = Some(watermark);
+        let backend = backend_of::<K>(cx.keyed, self.operator)?;
+        let state = self.state.as_ref().expect("registered in open");
+        let timers = self.timers.as_ref().expect("registered in open");
+        for _ in 0..TIMERS_OF_ONE_CALL_MAX {
+            let Some((time, ())) = timers.pop(backend, TimeDomain::EventTime, watermark)? else {
+                return Ok(SignalResult::Forward(signal));
+            };
+            cx.faults.hit(FaultSite::OnTimer)?;
+            let (aggregate, layout, results) = (&self.aggregate, &self.layout, &mut self.results);
+            let next = state.update(backend, |windows| {
+                layout.fire(aggregate, windows, time, |window, result| {
+                    results.push((window, result));
+                })
+            })?;
+            if let Some(next) = next {
+                timers.register(backend, TimeDomain::EventTime, next, &())?;
+            }
+            let key = backend.current_key().expect("a timer has a key");
+            for (window, result) in self.results.drain(..) {
+                let record = (self.result)(key, window, result);
+                out.batch.push(record, Some(window.max_timestamp()));
+            }
+            if out.is_any_full() {
+                break;
+            }
+        }
+        Ok(SignalResult::More)
+    }
+
+    fn looks_ahead(&self) -> Option<usize> {
+        self.ahead.looks_ahead()
+    }
+
+    fn has_keyed_state(&self) -> bool {
+        true
+    }
+
+    fn watermark(&self) -> Option<Timestamp> {
+        self.watermark
+    }
+}
