@@ -4,12 +4,12 @@
 //! Invariant: shares with the job the event function and the shape of what it stores, and nothing of the engine. Values, timers and
 //! windows are compared, each key of them; what a transactional sink has prepared is seen when it is committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
 use perennial::batch::Timestamp;
-use perennial::operator::TimeWindow;
 use perennial_actors::model::OperatorState;
+use serde::Deserialize;
 
 use crate::checker::{Entry, Loaded, SnapshotOracle, lane_positions};
 use crate::oracle::Positions;
@@ -129,29 +129,38 @@ impl SnapshotOracle for Fold {
     }
 }
 
+/// What the operator of tumbling windows keeps of a key: its newest window and those before it, and the time it set a timer for.
+#[derive(Debug, Deserialize)]
+struct WindowsOfKey {
+    timer: Timestamp,
+    start: Timestamp,
+    accumulator: (u64, u64, u64),
+    older: Vec<(Timestamp, (u64, u64, u64))>,
+}
+
 fn check_windows(snapshot: &Loaded<'_>, mut fold: Windows) -> anyhow::Result<()> {
     let operator = snapshot.operator("windows")?;
     let watermarks = operator.subtasks.iter().map(|s| s.watermark);
     let latest = watermarks.flatten().max().unwrap_or(Timestamp::MIN);
-    let (mut stored, mut timers) = (Windows::new(), BTreeMap::new());
-    let (mut expected, mut expected_timers) = (Windows::new(), BTreeMap::new());
+    let (mut stored, mut expected) = (Windows::new(), Windows::new());
+    let (mut set, mut timers) = (BTreeMap::new(), BTreeSet::new());
     for entry in snapshot.entries("windows")? {
         let key: u64 = postcard::from_bytes(&entry.key)?;
-        let window: TimeWindow = postcard::from_bytes(&entry.namespace)?;
         if entry.state.kind == EVENT_TIMERS {
             let time: Timestamp = postcard::from_bytes(&entry.map_key)?;
-            timers.insert((key, window.start), time);
+            timers.insert((key, time));
             continue;
         }
-        let content: (u64, u64, u64) = rmp_serde::from_slice(&entry.value)
-            .with_context(|| format!("window {} of key {key}", window.start))?;
-        stored.insert((key, window.start), content);
-        if let Some(content) = fold.remove(&(key, window.start))
-            && window.end - 1 > watermark(operator, &entry).unwrap_or(Timestamp::MIN)
-        {
-            expected.insert((key, window.start), content);
-            expected_timers.insert((key, window.start), window.end - 1);
+        let of_key: WindowsOfKey =
+            rmp_serde::from_slice(&entry.value).with_context(|| format!("windows of key {key}"))?;
+        set.insert(key, of_key.timer);
+        let newest = (of_key.start, of_key.accumulator);
+        for (start, content) in of_key.older.into_iter().chain([newest]) {
+            stored.insert((key, start), content);
         }
+        let watermark = watermark(operator, &entry).unwrap_or(Timestamp::MIN);
+        let of_key = fold.extract_if((key, Timestamp::MIN)..=(key, Timestamp::MAX), |_, _| true);
+        expected.extend(of_key.filter(|((_, start), _)| start + WINDOW_MS - 1 > watermark));
     }
     // What is not stored must have fired.
     for (place, content) in fold {
@@ -160,5 +169,23 @@ fn check_windows(snapshot: &Loaded<'_>, mut fold: Windows) -> anyhow::Result<()>
         }
     }
     compare("windows", &stored, &expected)?;
-    compare("timers of windows", &timers, &expected_timers)
+    // A key has a timer for the first of its windows that ends, and says so; others may be there for later ones.
+    let mut first = BTreeMap::new();
+    for (key, start) in expected.keys() {
+        first.entry(*key).or_insert(start + WINDOW_MS - 1);
+    }
+    compare("first timers of windows", &set, &first)?;
+    for (key, time) in &set {
+        ensure!(
+            timers.contains(&(*key, *time)),
+            "key {key} has no timer at {time}, when a window of it ends"
+        );
+    }
+    for (key, time) in timers {
+        ensure!(
+            expected.contains_key(&(key, time + 1 - WINDOW_MS)),
+            "key {key} has a timer at {time}, when no window of it ends"
+        );
+    }
+    Ok(())
 }
