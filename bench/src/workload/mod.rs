@@ -31,6 +31,15 @@ pub enum Profile {
     Full,
 }
 
+/// What a cluster that starts consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nodes {
+    /// Whatever the peer starts fastest as: Perennial has all nodes in one process, Flink has no such cluster.
+    Fewest,
+    /// Processes, a JobManager and a TaskManager.
+    Processes,
+}
+
 /// What strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -65,7 +74,7 @@ pub enum Kind {
     /// From a fault to the first record after it.
     Recovery(Fault),
     /// From nothing to the first record.
-    Start,
+    Start(Nodes),
     /// Memory of nodes that have nothing to do.
     Idle,
     /// Checkpoints of a job that changes some keys.
@@ -152,7 +161,7 @@ pub fn measure(
             peer.start(&workload.shape)?;
             recovery::measure(peer, workload, *fault, scratch)
         }
-        Kind::Start => recovery::start(peer, workload, scratch),
+        Kind::Start(nodes) => recovery::start(peer, workload, *nodes, scratch),
         Kind::Idle => {
             peer.stop();
             peer.start(&workload.shape)?;

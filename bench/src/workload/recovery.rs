@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 
 use super::throughput::{marks_directory, of_checkpoints};
-use super::{Fault, Workload, waiting};
+use super::{Fault, Nodes, Workload, waiting};
 use crate::figures::{Measurement, Metric};
 use crate::machine;
 use crate::marks::{self, Mark, now_us};
@@ -157,6 +157,7 @@ pub(super) fn measure(
 pub(super) fn start(
     peer: &mut dyn Peer,
     workload: &Workload,
+    nodes: Nodes,
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
     let (submission, marks, _panic_file) = submission(workload, "10s", RATE, scratch)?;
@@ -170,7 +171,13 @@ pub(super) fn start(
     };
     peer.stop();
     let began_us = now_us();
-    peer.start_with(&workload.shape, &submission)?;
+    match nodes {
+        Nodes::Fewest => peer.start_with(&workload.shape, &submission)?,
+        Nodes::Processes => {
+            peer.start(&workload.shape)?;
+            peer.submit(&submission)?;
+        }
+    }
     let first = |marks: &[Mark]| first_records(marks, began_us);
     let what = "the first record of a new cluster";
     let first = waiting::for_marks(peer, None, &marks, what, DEADLINE, first)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Fault, Kind, Profile, Throughput, Workload, nexmark};
+use super::{Fault, Kind, Nodes, Profile, Throughput, Workload, nexmark};
 use crate::figures::Metric;
 use crate::jobs::{keyed_count, passthrough, shuffle, window};
 use crate::peer::bare::Loop;
@@ -50,7 +50,7 @@ impl Workload {
             runs: 5,
             headline: match &kind {
                 Kind::Throughput(_) | Kind::Nexmark(_) => Metric::WarmRate,
-                Kind::Recovery(_) | Kind::Start | Kind::Restore => Metric::FirstRecord,
+                Kind::Recovery(_) | Kind::Start(_) | Kind::Restore => Metric::FirstRecord,
                 Kind::Files => Metric::Rate,
                 Kind::Idle => Metric::IdleMemory,
                 Kind::Checkpoints { .. } => Metric::CheckpointTime,
@@ -279,8 +279,21 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     );
     table.push(shuffle.events(million(20, 60)).runs(runs(3, 5)));
     recoveries(is_full, &mut table);
-    let about = "from nothing to the first record of a job on a new cluster";
-    table.push(Workload::new("start", about, SMALLEST, Kind::Start).runs(runs(1, 5)));
+    for (name, about, nodes) in [
+        (
+            "start",
+            "from nothing to the first record; Perennial in one process, Flink in two",
+            Nodes::Fewest,
+        ),
+        (
+            "start-processes",
+            "from nothing to the first record, JobManager and TaskManager as processes",
+            Nodes::Processes,
+        ),
+    ] {
+        let kind = Kind::Start(nodes);
+        table.push(Workload::new(name, about, SMALLEST, kind).runs(runs(1, 5)));
+    }
     let about = "a JobManager and a TaskManager with nothing to do";
     table.push(Workload::new("idle", about, SMALLEST, Kind::Idle).runs(runs(1, 5)));
     table
