@@ -216,7 +216,7 @@ pub fn warm_up(
         }
         Kind::Files
         | Kind::Recovery(_)
-        | Kind::Start
+        | Kind::Start(_)
         | Kind::Idle
         | Kind::Checkpoints { .. }
         | Kind::Restore
