@@ -1,7 +1,7 @@
 //! Nexmark: queries over an auction house, by the typed API, each beside the SQL that says what it means.
 //!
 //! Of the 50 events of an epoch one is a person, 3 are auctions and 46 are bids. The input is a file that both systems read
-//! ([`format`]), made once by [`generate`]. Watermarks are 4 s behind on both sides; the generated events are in order, so that nothing is
+//! ([`mod@format`]), made once by [`generate`]. Watermarks are 4 s behind on both sides; the generated events are in order, so that nothing is
 //! late and every query has one answer. The sink keeps number and checksum of the answer ([`crate::jobs::digest`]): of a query whose answer
 //! changes (q4), rows that are taken back count negatively, so that what is compared is the final table.
 //!
