@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use super::{Checkpoint, Peer, Shape, Submission};
 
-/// Between two looks at a job; each is a process of its own, so not too often.
-const POLL: Duration = Duration::from_millis(250);
+/// Between two looks at a job. Each is a process of its own, so not too often; that a job has ended is seen late, when is its own word.
+const POLL: Duration = Duration::from_secs(1);
 /// For state. The default would do up to some million keys.
 const MANAGED_MEMORY: &str = "4g";
 
