@@ -12,6 +12,8 @@ mod recorder;
 mod restarts;
 mod snapshot;
 mod store_history;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
