@@ -5,6 +5,7 @@
 //! deleted by its own retention cannot be read: [`Recorder`] therefore reads along while the cluster runs.
 
 mod attribution;
+mod decision;
 mod findings;
 mod history;
 mod loaded;
@@ -25,6 +26,7 @@ use perennial_actors::model::{LeaderEpoch, Manifest, Record, RecordOutcome};
 use crate::oracle::{Counts, Positions, StateOracle};
 
 pub use attribution::{Struck, Tolerance, explain};
+pub use decision::is_refused;
 pub use findings::{Findings, OutputRule, check_output};
 pub use history::{check_fencing, check_one_truth};
 pub use loaded::{Entry, Loaded, lane_positions};

@@ -13,6 +13,7 @@ use super::stepper::Stepper;
 use super::{EPOCH, JOBS, Run, TICK};
 use crate::checker::{
     Findings, OutputRule, Struck, Tolerance, check_count, check_output, check_restarts, explain,
+    is_refused,
 };
 use crate::plan::{Fault, FaultPlan, Invariant, StoreFault, Target};
 use crate::report::{Outcome, RecoveryTime, RunReport};
@@ -174,10 +175,11 @@ fn check_state(
     let is_fatal = cluster.fuse.blown().contains(&Break::Error {
         is_unrecoverable: true,
     });
-    let is_refused = end
-        .recoveries
-        .last()
-        .is_some_and(|r| r.decision.contains("no restart"));
+    let told = observer.histories().into_iter();
+    let told: Vec<_> = told
+        .filter(|history| history.job == end.summary.job)
+        .flat_map(|history| history.records)
+        .collect();
     match end.summary.state {
         // An end that was not recorded before its leader was lost is none: the next leader takes the job up again.
         JobState::Finished
@@ -187,7 +189,7 @@ fn check_state(
         }
         JobState::Finished => Ok(()),
         JobState::Canceled if observer.is_cancelled() => Ok(()),
-        JobState::Failed if is_fatal || is_refused => Ok(()),
+        JobState::Failed if is_fatal || is_refused(&told, end.failure.as_ref()) => Ok(()),
         // Nothing is left that could be trusted.
         JobState::Failed if is_harmed(plan, cluster, drive) => Ok(()),
         state => Err(format!(
