@@ -6,6 +6,7 @@
 
 mod attribution;
 mod decision;
+mod detection;
 mod findings;
 mod history;
 mod loaded;
@@ -27,6 +28,7 @@ use crate::oracle::{Counts, Positions, StateOracle};
 
 pub use attribution::{Struck, Tolerance, explain};
 pub use decision::is_refused;
+pub use detection::{found_out, was_led};
 pub use findings::{Findings, OutputRule, check_output};
 pub use history::{check_fencing, check_one_truth};
 pub use loaded::{Entry, Loaded, lane_positions};

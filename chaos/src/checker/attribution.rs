@@ -130,7 +130,7 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
 }
 
 /// Whether the catalogue lets the fault restart a job at all.
-fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool {
+pub(super) fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool {
     match fault {
         Fault::Pause { down } => *down >= tolerance.silence,
         // Slow is not dead.
