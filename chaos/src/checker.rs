@@ -5,6 +5,8 @@
 //! deleted by its own retention cannot be read: [`Recorder`] therefore reads along while the cluster runs.
 
 mod attribution;
+mod decision;
+mod detection;
 mod findings;
 mod history;
 mod loaded;
@@ -12,6 +14,8 @@ mod recorder;
 mod restarts;
 mod snapshot;
 mod store_history;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +27,8 @@ use perennial_actors::model::{LeaderEpoch, Manifest, Record, RecordOutcome};
 use crate::oracle::{Counts, Positions, StateOracle};
 
 pub use attribution::{Struck, Tolerance, explain};
+pub use decision::is_refused;
+pub use detection::{found_out, was_led};
 pub use findings::{Findings, OutputRule, check_output};
 pub use history::{check_fencing, check_one_truth};
 pub use loaded::{Entry, Loaded, lane_positions};

@@ -1,9 +1,9 @@
 //! The coordinator as an actor with made-up tasks and a store in memory that loses answers, under a paused clock.
 //! A run is judged by its events and by what lies in the store.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -955,6 +955,75 @@ async fn the_end_of_a_job_sweeps_objects_of_numbers_that_were_never_decided() {
     world.store.insert(&stray, Bytes::from_static(b"x"));
     leader.terminate(JobState::Finished).await;
     assert_eq!(world.shared(), Vec::<String>::new());
+}
+
+/// Found by the simulator (seeds 10300, 11799): nobody comes by again, so a store that is ill for a while is waited for, and no longer.
+/// Each row: what fails, and for how long from the end of the job on.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_waits_ten_seconds_for_an_ill_store_to_clean_up() {
+    for (broken, ill, is_cleared) in [
+        ("put", 9, true),
+        ("list", 9, true),
+        ("delete", 9, true),
+        ("put", 600, false),
+        ("list", 600, false),
+        ("delete", 600, false),
+    ] {
+        let world = World::new();
+        let mut leader = world.lead(1).await;
+        leader.run();
+        leader.checkpoint(&world).await;
+        let began = tokio::time::Instant::now();
+        world.store.faults(move |op, _| {
+            let is_ill = op == broken && began.elapsed() < Duration::from_secs(ill);
+            is_ill.then_some(Fault::Fail)
+        });
+        leader.terminate(JobState::Finished).await;
+        let took = began.elapsed();
+        // The last try may come a longest pause after the limit.
+        let limit = Duration::from_secs(10)..Duration::from_secs(15);
+        assert!(
+            took < limit.end && (is_cleared || took >= limit.start),
+            "{broken} fails for {ill} s: {took:?}"
+        );
+        let shared = world.shared();
+        assert_eq!(shared.is_empty(), is_cleared, "{broken}: {shared:?}");
+        if !is_cleared {
+            // A record that stands may be chosen, so what it needs stands as well; what was retired needs nothing.
+            let is_retired = broken != "put";
+            assert_eq!(world.is_completed(2), !is_retired, "{broken}");
+        }
+    }
+}
+
+/// While a job runs nothing insists: what cannot be deleted after three tries is left to the next leader's sweep.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_fails_while_the_job_runs_is_tried_three_times() {
+    let mut world = World::new();
+    world.checkpointing().tolerable_failed = 1;
+    let mut leader = world.lead(1).await;
+    leader.run();
+    let tried: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
+    let tries = Arc::clone(&tried);
+    world.store.faults(move |op, key| {
+        if op != "delete" {
+            return None;
+        }
+        *tries.lock().unwrap().entry(key.to_owned()).or_default() += 1;
+        Some(Fault::Fail)
+    });
+    let plans = leader.trigger().await;
+    leader.ack(&world.stores, &plans[..1]);
+    let left = world.shared();
+    leader.handle.send(CoordinatorMessage::Declined {
+        checkpoint: plans[0].1.barrier.checkpoint,
+        reason: "disk full".into(),
+    });
+    leader.aborted().await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let three_each: BTreeMap<_, _> = left.into_iter().map(|key| (key, 3)).collect();
+    assert!(!three_each.is_empty());
+    assert_eq!(*tried.lock().unwrap(), three_each);
 }
 
 /// Found by the simulator (seed 1311): a leader died between the record of the end and the clearing; its successor starts no coordinator.

@@ -130,7 +130,7 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
 }
 
 /// Whether the catalogue lets the fault restart a job at all.
-fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool {
+pub(super) fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool {
     match fault {
         Fault::Pause { down } => *down >= tolerance.silence,
         // Slow is not dead.
@@ -171,7 +171,8 @@ fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: bool) -> bool 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perennial_actors::model::{InstanceId, RecoveryPhases, ResourceId, TaskFailure};
+    use crate::checker::testing::recovery;
+    use perennial_actors::model::{InstanceId, ResourceId};
 
     const TOLERANCE: Tolerance = Tolerance {
         silence: Duration::from_secs(2),
@@ -179,22 +180,12 @@ mod tests {
     };
 
     fn lost(resource: &str, detected_ms: u64) -> RecoveryRecord {
-        RecoveryRecord {
-            number: 1,
-            attempt: None,
-            detected_ms,
-            cause: TaskFailure::of_job(FailureKind::TaskManagerLost {
-                resource: ResourceId(resource.to_owned()),
-                instance: InstanceId(1),
-                message: String::new(),
-            }),
-            other_causes: Vec::new(),
-            decision: String::new(),
-            checkpoint: None,
-            skipped: Vec::new(),
-            phases: RecoveryPhases::default(),
-            restored: (0, 0),
-        }
+        let cause = FailureKind::TaskManagerLost {
+            resource: ResourceId(resource.to_owned()),
+            instance: InstanceId(1),
+            message: String::new(),
+        };
+        recovery(1, detected_ms, cause)
     }
 
     fn struck(what: Fault, healed_ms: Option<u64>) -> Struck {

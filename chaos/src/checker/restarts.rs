@@ -1,5 +1,4 @@
-//! S5: the recoveries that a job's history shows are those of its restart strategy, by a model of its own. Reads what people read: the
-//! decision's words.
+//! S5: the recoveries that a job's history shows are those of its restart strategy, by a model of its own.
 //!
 //! Invariant: what one leader decided is followed exactly. A leader that took over knows what its predecessor told in time, which may be
 //! less than all; its first decision may therefore go on from any count up to the last one. Counting of each failed task
@@ -8,43 +7,12 @@
 use perennial_actors::model::{JobStatus, RecoveryRecord};
 use perennial_config::{RestartSettings, RestartStrategy};
 
+use super::decision::{Decision, parse};
+
 /// Words show tenths of seconds, times milliseconds.
 const SLACK_MS: f64 = 101.0;
 /// Between the moment of a failure and that of the decision about it, on a busy machine.
 const TIME_SLACK_MS: f64 = 250.0;
-
-/// A decision, read back from its words.
-#[derive(Debug, PartialEq)]
-enum Decision {
-    /// `attempt K[ of N], in D s`.
-    Restart {
-        attempt: u64,
-        limit: Option<u64>,
-        delay_ms: f64,
-    },
-    /// No more restarts.
-    Refused,
-}
-
-/// "fixed-delay: attempt 2 of 100, in 0.1 s, resets at 14:05": the strategy and what it said. `None`: no strategy spoke.
-fn parse(words: &str) -> Option<(&str, Decision)> {
-    let (name, words) = words.split_once(": ")?;
-    if words.contains("no restart") || words.contains("never restarts") {
-        return Some((name, Decision::Refused));
-    }
-    let (attempt, rest) = words.strip_prefix("attempt ")?.split_once(", in ")?;
-    let (attempt, limit) = match attempt.split_once(" of ") {
-        Some((attempt, limit)) => (attempt, Some(limit.parse().ok()?)),
-        None => (attempt, None),
-    };
-    let delay: f64 = rest.split_once(" s")?.0.parse().ok()?;
-    let decision = Decision::Restart {
-        attempt: attempt.parse().ok()?,
-        limit,
-        delay_ms: delay * 1000.0,
-    };
-    Some((name, decision))
-}
 
 /// Each incident costs one restart at most.
 #[must_use]
@@ -281,24 +249,16 @@ fn check_delay(seen: &Seen, delay_ms: f64, (low, high): (f64, f64)) -> Result<()
 mod tests {
     use std::time::Duration;
 
-    use perennial_actors::model::{FailureKind, RecoveryPhases, TaskFailure};
+    use perennial_actors::model::RecoveryPhases;
 
     use super::*;
+    use crate::checker::testing::{recovery as recovery_of, some_cause};
 
     fn record(number: u32, at: u64, decision: &str) -> RecoveryRecord {
         RecoveryRecord {
-            number,
             attempt: Some(format!("1.{}", number + 1)),
-            detected_ms: at,
-            cause: TaskFailure::of_job(FailureKind::Internal {
-                message: String::new(),
-            }),
-            other_causes: Vec::new(),
             decision: decision.to_owned(),
-            checkpoint: None,
-            skipped: Vec::new(),
-            phases: RecoveryPhases::default(),
-            restored: (0, 0),
+            ..recovery_of(number, at, some_cause())
         }
     }
 
@@ -413,22 +373,14 @@ mod tests {
 
     fn recovery(number: u32, attempt: &str, decision: &str, delay_ms: f64) -> RecoveryRecord {
         RecoveryRecord {
-            number,
             attempt: Some(attempt.to_owned()),
-            detected_ms: 0,
-            cause: TaskFailure::of_job(FailureKind::Io {
-                message: String::new(),
-            }),
-            other_causes: Vec::new(),
             decision: decision.to_owned(),
-            checkpoint: None,
-            skipped: Vec::new(),
             phases: RecoveryPhases {
                 stop_ms: Some(1.0),
                 delay_ms: Some(delay_ms),
                 ..RecoveryPhases::default()
             },
-            restored: (0, 0),
+            ..recovery_of(number, 0, some_cause())
         }
     }
 

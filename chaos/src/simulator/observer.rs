@@ -78,7 +78,7 @@ pub(super) enum Act {
 /// The recoveries that one JobMaster has decided about.
 #[derive(Debug, Clone)]
 pub(super) struct History {
-    job: JobId,
+    pub(super) job: JobId,
     epoch: u64,
     pub(super) records: Vec<RecoveryRecord>,
     /// When each was first seen.

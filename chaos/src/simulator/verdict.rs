@@ -8,11 +8,12 @@ use perennial_actors::model::{FailureKind, JobState, JobStatus, RecoveryRecord, 
 
 use super::cluster::Cluster;
 use super::drive::Drive;
-use super::observer::{History, Observer};
+use super::observer::Observer;
 use super::stepper::Stepper;
 use super::{EPOCH, JOBS, Run, TICK};
 use crate::checker::{
     Findings, OutputRule, Struck, Tolerance, check_count, check_output, check_restarts, explain,
+    is_refused,
 };
 use crate::plan::{Fault, FaultPlan, Invariant, StoreFault, Target};
 use crate::report::{Outcome, RecoveryTime, RunReport};
@@ -37,12 +38,13 @@ pub(super) async fn conclude(
     let ended = Instant::now();
     cluster.heal().await;
     check_end(plan, &cluster, &observer, &drive, sink, &mut findings);
+    let struck = struck(plan, &drive, began);
+    let clock = WallClock::of(&struck);
     let histories: Vec<_> = observer
         .histories()
         .iter()
-        .map(|history| recoveries_of(history, plan, began))
+        .map(|history| recoveries_of(&history.records, &history.seen, clock, began))
         .collect();
-    let struck = struck(plan, &drive, began);
     check_histories(&cluster, &histories, &struck, &mut findings);
     if let Some(end) = &drive.end {
         findings.check_all(Invariant::S5, check_count(end));
@@ -173,10 +175,11 @@ fn check_state(
     let is_fatal = cluster.fuse.blown().contains(&Break::Error {
         is_unrecoverable: true,
     });
-    let is_refused = end
-        .recoveries
-        .last()
-        .is_some_and(|r| r.decision.contains("no restart"));
+    let told = observer.histories().into_iter();
+    let told: Vec<_> = told
+        .filter(|history| history.job == end.summary.job)
+        .flat_map(|history| history.records)
+        .collect();
     match end.summary.state {
         // An end that was not recorded before its leader was lost is none: the next leader takes the job up again.
         JobState::Finished
@@ -186,7 +189,7 @@ fn check_state(
         }
         JobState::Finished => Ok(()),
         JobState::Canceled if observer.is_cancelled() => Ok(()),
-        JobState::Failed if is_fatal || is_refused => Ok(()),
+        JobState::Failed if is_fatal || is_refused(&told, end.failure.as_ref()) => Ok(()),
         // Nothing is left that could be trusted.
         JobState::Failed if is_harmed(plan, cluster, drive) => Ok(()),
         state => Err(format!(
@@ -197,12 +200,35 @@ fn check_state(
     }
 }
 
+/// What the cluster's wall clock is worth. A jump that was planned and never struck takes nothing from it: what a client sees comes
+/// late, and after a change of leaders all at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WallClock {
+    Right,
+    Moved,
+}
+
+impl WallClock {
+    fn of(struck: &[Struck]) -> Self {
+        let is_jump = |s: &Struck| matches!(s.what, Fault::ClockOffset { .. });
+        if struck.iter().any(is_jump) {
+            Self::Moved
+        } else {
+            Self::Right
+        }
+    }
+}
+
 /// What a leader's history said about recoveries, oldest first. A wall clock that jumped does not tell when; then it counts when it was seen.
-fn recoveries_of(history: &History, plan: &FaultPlan, began: Instant) -> Vec<RecoveryRecord> {
-    let has_jumped = |f: &crate::plan::PlannedFault| matches!(f.what, Fault::ClockOffset { .. });
-    let mut records = history.records.clone();
-    if plan.faults.iter().any(has_jumped) {
-        for (record, seen) in records.iter_mut().zip(&history.seen) {
+fn recoveries_of(
+    records: &[RecoveryRecord],
+    seen: &[Instant],
+    clock: WallClock,
+    began: Instant,
+) -> Vec<RecoveryRecord> {
+    let mut records = records.to_vec();
+    if clock == WallClock::Moved {
+        for (record, seen) in records.iter_mut().zip(seen) {
             record.detected_ms = wall_ms(*seen, began);
         }
     }
@@ -256,10 +282,7 @@ fn check_histories(
 ) {
     for history in histories {
         // Without a wall clock that can be trusted nobody can tell which waits a failure fell into.
-        if !struck
-            .iter()
-            .any(|s| matches!(s.what, Fault::ClockOffset { .. }))
-        {
+        if WallClock::of(struck) == WallClock::Right {
             let broken = check_restarts(&cluster.settings.job.restart, history);
             findings.check_all(Invariant::S5, broken);
         }
@@ -363,4 +386,48 @@ fn recovery_times(
         });
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::testing::{recovery, some_cause};
+
+    fn struck(what: Fault) -> Struck {
+        Struck {
+            fault: 0,
+            what,
+            nodes: Vec::new(),
+            is_data_link: false,
+            is_store_link: false,
+            hits_job_manager: false,
+            at_ms: 0,
+            healed_ms: None,
+        }
+    }
+
+    /// A client sees late, and all at once what a new leader has inherited (seeds 16698, 19466).
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_of_the_cluster_tells_when_unless_it_was_moved() {
+        let began = Instant::now();
+        let records = [
+            recovery(1, 1000, some_cause()),
+            recovery(2, 1500, some_cause()),
+        ];
+        let seen = [began + Duration::from_secs(3); 2];
+        let kill = struck(Fault::Kill {
+            down: Duration::ZERO,
+        });
+        let jump = struck(Fault::ClockOffset { millis: 3_600_000 });
+        let late = wall_ms(seen[0], began);
+        for (struck, expected) in [
+            (vec![], [1000, 1500]),
+            (vec![kill.clone()], [1000, 1500]),
+            (vec![kill, jump], [late, late]),
+        ] {
+            let told = recoveries_of(&records, &seen, WallClock::of(&struck), began);
+            let times: Vec<_> = told.iter().map(|r| r.detected_ms).collect();
+            assert_eq!(times, expected, "{struck:?}");
+        }
+    }
 }

@@ -11,8 +11,8 @@ use super::super::resources::{files_below, open_files, resident_bytes, task_thre
 use super::watch::View;
 use super::{Run, is_finished, may_fail, violation};
 use crate::checker::{
-    Recorder, Recording, check_count, check_fencing, check_one_truth, check_restarts, explain,
-    is_retired,
+    Recorder, Recording, Struck, check_count, check_fencing, check_one_truth, check_restarts,
+    explain, found_out, is_retired, was_led,
 };
 use crate::oracle::compare;
 use crate::plan::{Direction, Fault, Invariant, LinkFault, StoreFault, Target};
@@ -281,6 +281,16 @@ impl Run<'_> {
         self.clock.wall_ms_at(self.accepted)
     }
 
+    /// When there may have been no leader.
+    fn outages(&self) -> Vec<(u64, Option<u64>)> {
+        let takes_it = |s: &&Struck| {
+            let target = self.plan.faults[s.fault].target;
+            s.hits_job_manager && matches!(target, Target::Leader | Target::AllNodes)
+        };
+        let struck = self.struck.iter().filter(takes_it);
+        struck.map(|s| (s.at_ms, s.healed_ms)).collect()
+    }
+
     /// L2: the first that was found out of a fault was found out in time.
     fn check_detection(&mut self, recoveries: &[RecoveryRecord]) {
         let heartbeat = &self.settings.cluster.heartbeat;
@@ -288,6 +298,10 @@ impl Run<'_> {
         let by_silence = heartbeat.timeout + heartbeat.interval;
         let mut late = Vec::new();
         let mut looks = 0;
+        let outages = self.outages();
+        let is_of_data =
+            |s: &&Struck| matches!(self.plan.faults[s.fault].target, Target::DataLink(..));
+        let costly: Vec<_> = self.struck.iter().filter(|s| !is_of_data(s)).collect();
         for struck in &self.struck {
             let target = self.plan.faults[struck.fault].target;
             let bound = match &struck.what {
@@ -304,27 +318,26 @@ impl Run<'_> {
             if !matches!(target, Target::TaskManager(_) | Target::ControlLink(_)) {
                 continue;
             }
-            let names_it = |kind: &FailureKind| match kind {
-                FailureKind::TaskManagerLost { resource, .. } => struck.nodes.contains(&resource.0),
-                _ => false,
+            let Some(found) = found_out(struck, &costly, recoveries, self.tolerance()) else {
+                continue;
             };
-            let found = recoveries.iter().find(|r| {
-                r.detected_ms >= struck.at_ms
-                    && std::iter::once(&r.cause)
-                        .chain(&r.other_causes)
-                        .any(|c| names_it(&c.kind))
-            });
-            let Some(found) = found else { continue };
-            let took = Duration::from_millis(found.detected_ms - struck.at_ms);
-            let stalled = self.machine.stalled(struck.at_ms, found.detected_ms);
-            if took > bound + DETECTION_SLACK && took <= bound + DETECTION_SLACK + stalled {
+            let took = Duration::from_millis(found - struck.at_ms);
+            let limit = bound + DETECTION_SLACK;
+            if took > limit && !was_led(struck, limit, &outages) {
+                self.cluster.say(&format!(
+                    "found out after {took:?}, which says nothing: the leader was struck as well"
+                ));
+                continue;
+            }
+            let stalled = self.machine.stalled(struck.at_ms, found);
+            if took > limit && took <= limit + stalled {
                 self.cluster.say(&format!(
                     "found out after {took:?}, which says nothing: the machine kept everybody waiting for {stalled:?} of it"
                 ));
                 continue;
             }
             looks += 1;
-            if took > bound + DETECTION_SLACK {
+            if took > limit {
                 late.push(format!(
                     "{:?} on {:?} was found out after {took:?}, the bound is {bound:?}",
                     struck.what, struck.nodes
