@@ -46,13 +46,7 @@ where
         out: &mut Emitted<O>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        while !out.is_full() {
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
-            out.batch.push((self.function)(value)?, timestamp);
-        }
-        Ok(())
+        out.fill(input, |value| (self.function)(value).map(Some))
     }
 
     fn is_at_most_one(&self) -> bool {
@@ -107,15 +101,10 @@ where
         out: &mut Emitted<T>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        while !out.is_full() {
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
-            if (self.predicate)(&value)? {
-                out.batch.push(value, timestamp);
-            }
-        }
-        Ok(())
+        out.fill(
+            input,
+            |value| Ok((self.predicate)(&value)?.then_some(value)),
+        )
     }
 
     fn is_at_most_one(&self) -> bool {
