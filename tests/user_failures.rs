@@ -90,8 +90,7 @@ fn expected() -> Vec<String> {
     lines
 }
 
-fn recovers_exactly(option: &str, seed: &Seed) -> FailureKind {
-    let mut cluster = cluster();
+fn recovers_exactly(cluster: &mut ProcessCluster, option: &str, seed: &Seed) -> FailureKind {
     let at = seed.between(EVENTS / 3, EVENTS / 2).to_string();
     let marker = cluster.path("marker");
     let settings = [
@@ -100,7 +99,7 @@ fn recovers_exactly(option: &str, seed: &Seed) -> FailureKind {
         ("restart-strategy.fixed-delay.delay", "50ms"),
     ];
     let (job, output) = submit(
-        &cluster,
+        cluster,
         &settings,
         &[option, &at, "--marker", &marker.to_string_lossy()],
     );
@@ -127,14 +126,22 @@ fn a_panic_in_user_code_is_recovered_from_exactly_and_shown_with_its_place() {
         "user_failures",
         "a_panic_in_user_code_is_recovered_from_exactly_and_shown_with_its_place",
     );
-    let FailureKind::Panic {
-        message, location, ..
-    } = recovers_exactly("--panic-at", &seed)
+    let mut cluster = cluster();
+    let FailureKind::Panic { message, location } =
+        recovers_exactly(&mut cluster, "--panic-at", &seed)
     else {
         panic!("the cause is not the panic");
     };
     assert!(message.contains("asked to panic"), "{message}");
     assert!(location.contains("own_binary.rs:"), "{location}");
+    cluster.wait_until("a backtrace in the log", LONG, |cluster| {
+        let mut nodes = cluster.task_manager_names().into_iter();
+        Ok(nodes.find_map(|node| {
+            let log = cluster.log(&node).ok()?;
+            let (_, backtrace) = log.split_once("a panic, from here")?;
+            backtrace.contains("own_binary::").then_some(())
+        }))
+    });
 }
 
 #[test]
@@ -146,7 +153,7 @@ fn an_error_of_user_code_is_recovered_from_exactly() {
     let FailureKind::User {
         message,
         is_unrecoverable,
-    } = recovers_exactly("--error-at", &seed)
+    } = recovers_exactly(&mut cluster(), "--error-at", &seed)
     else {
         panic!("the cause is not the error");
     };

@@ -352,7 +352,6 @@ mod tests {
         let struck = FailureKind::Panic {
             message: armed(&cluster)[0].1.message(),
             location: String::new(),
-            backtrace: String::new(),
         };
         let other = FailureKind::Io {
             message: "another".to_owned(),

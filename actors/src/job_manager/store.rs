@@ -257,7 +257,7 @@ fn history_key(job: JobId, epoch: LeaderEpoch) -> String {
     format!("jobs/{job}/history/{epoch}")
 }
 
-/// Within [`HISTORY_BYTES_MAX`]: causes carry backtraces, of any length.
+/// Within [`HISTORY_BYTES_MAX`]: causes carry messages of users, of any length.
 fn encode_history(history: JobHistory) -> Bytes {
     let mut stored = StoredHistory {
         version: VERSION,
@@ -370,9 +370,8 @@ mod tests {
                 attempt: None,
                 detected_ms: 0,
                 cause: TaskFailure::of_job(FailureKind::Panic {
-                    message: String::new(),
+                    message: "words\n".repeat(5_000),
                     location: String::new(),
-                    backtrace: "frame\n".repeat(5_000),
                 }),
                 other_causes: Vec::new(),
                 decision: String::new(),

@@ -23,10 +23,8 @@ pub enum FailureKind {
     Panic {
         /// The payload's text.
         message: String,
-        /// File, line and column.
+        /// File, line and column. (The backtrace is in the log of the node.)
         location: String,
-        /// Captured where the panic began; empty when backtraces are off.
-        backtrace: String,
     },
     /// A user function returned an error.
     #[error("{message}")]

@@ -20,7 +20,13 @@ use crate::restart::{Incident, Verdict};
 impl Master {
     /// A failure that does not change what is being done: what fails was being stopped.
     pub(super) fn also_failed(&mut self, failure: TaskFailure) {
-        tracing::warn!(job = %self.options.graph.job, %failure, "failed while stopping");
+        let job = self.options.graph.job;
+        // Tasks that end one after the other miss each other: nobody needs to hear of that.
+        if failure.kind.is_symptom() {
+            tracing::debug!(%job, %failure, "failed while stopping");
+        } else {
+            tracing::warn!(%job, %failure, "failed while stopping");
+        }
         if let Phase::Preparing(_) = self.phase {
             self.note_damage(&failure);
             if failure.kind.recoverability() == Recoverability::Recoverable {
