@@ -46,7 +46,13 @@ where
         out: &mut Emitted<O>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        out.fill(input, |value| (self.function)(value).map(Some))
+        while !out.is_full() {
+            let Some((value, timestamp)) = input.next() else {
+                break;
+            };
+            out.batch.push((self.function)(value)?, timestamp);
+        }
+        Ok(())
     }
 
     fn is_at_most_one(&self) -> bool {
@@ -101,10 +107,15 @@ where
         out: &mut Emitted<T>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        out.fill(
-            input,
-            |value| Ok((self.predicate)(&value)?.then_some(value)),
-        )
+        while !out.is_full() {
+            let Some((value, timestamp)) = input.next() else {
+                break;
+            };
+            if (self.predicate)(&value)? {
+                out.batch.push(value, timestamp);
+            }
+        }
+        Ok(())
     }
 
     fn is_at_most_one(&self) -> bool {

@@ -11,7 +11,6 @@ use super::{
     Signal, StartContext, TaskContext,
 };
 use crate::batch::{Batch, Record, Timestamp};
-use crate::error::FunctionResult;
 
 /// What an operator does with records and time. Everything else is the node's.
 pub(crate) trait Operator: Send + 'static {
@@ -179,36 +178,6 @@ impl<T> Emitted<T> {
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.batch.len() >= BATCH_RECORDS_MAX
-    }
-
-    /// Fills the batch with what `f` makes of the input, one record or none of each.
-    #[inline]
-    pub(super) fn fill<I>(
-        &mut self,
-        input: &mut Pending<I>,
-        mut f: impl FnMut(I) -> FunctionResult<Option<T>>,
-    ) -> Result<(), OperatorError> {
-        let room = BATCH_RECORDS_MAX.saturating_sub(self.batch.len());
-        self.batch.values.reserve(room.min(input.values.len()));
-        if self.batch.has_timestamps() || input.timestamps.len() > 0 {
-            while !self.is_full() {
-                let Some((value, timestamp)) = input.next() else {
-                    break;
-                };
-                if let Some(made) = f(value)? {
-                    self.batch.push(made, timestamp);
-                }
-            }
-            return Ok(());
-        }
-        // The same without the other column and with few checks: here a record costs what it costs to be moved.
-        let values = &mut self.batch.values;
-        input.values.by_ref().take(room).try_for_each(|value| {
-            if let Some(made) = f(value)? {
-                values.push(made);
-            }
-            Ok(())
-        })
     }
 
     /// As [`is_full`](Self::is_full), for operators with side outputs.
