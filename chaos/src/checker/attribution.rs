@@ -81,6 +81,24 @@ pub fn explain<'a>(
         .find(|s| causes().any(|c| explains(s, &c.kind, tolerance)))
 }
 
+/// As [`explain`], where the clock of whoever wrote the recovery down may have been moved by a strike.
+#[must_use]
+pub fn explain_by_any_clock<'a>(
+    recovery: &RecoveryRecord,
+    strikes: &'a [Struck],
+    tolerance: Tolerance,
+) -> Option<&'a Struck> {
+    let jumps = strikes.iter().filter_map(|s| match s.what {
+        Fault::ClockOffset { millis } => Some(millis),
+        _ => None,
+    });
+    std::iter::once(0).chain(jumps).find_map(|jump| {
+        let mut recovery = recovery.clone();
+        recovery.detected_ms = recovery.detected_ms.saturating_add_signed(-jump);
+        explain(&recovery, strikes, tolerance)
+    })
+}
+
 fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool {
     if !may_restart(&strike.what, tolerance, strike.is_data_link) {
         return false;
@@ -152,6 +170,8 @@ pub(super) fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: boo
         Fault::Link(LinkFault::HalfOpen { .. } | LinkFault::FlipBit) => true,
         Fault::Data(DataFault::SlowDisk { .. }) => false,
         Fault::ClientSavepoint => false,
+        // Nothing but what people read goes by the time of day.
+        Fault::ClockOffset { .. } => false,
         Fault::Kill { .. }
         | Fault::Terminate { .. }
         | Fault::RollingRestart
@@ -160,7 +180,6 @@ pub(super) fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: boo
         | Fault::ActorPanic(_)
         | Fault::SlowHandler { .. }
         | Fault::NoHeartbeats { .. }
-        | Fault::ClockOffset { .. }
         | Fault::UserPanic { .. }
         | Fault::UserError { .. }
         | Fault::UserStuck
@@ -172,6 +191,7 @@ pub(super) fn may_restart(fault: &Fault, tolerance: Tolerance, is_data_link: boo
 mod tests {
     use super::*;
     use crate::checker::testing::recovery;
+    use crate::plan::Direction;
     use perennial_actors::model::{InstanceId, ResourceId};
 
     const TOLERANCE: Tolerance = Tolerance {
@@ -224,6 +244,64 @@ mod tests {
             let strikes = [struck(what, healed)];
             let explained = explain(&recovery, &strikes, TOLERANCE).is_some();
             assert_eq!(explained, expected, "{recovery:?} by {strikes:?}");
+        }
+    }
+
+    /// A pause that a timeout of 3 s may take for a loss: the last heartbeat may be an interval old when it begins. A link that comes back
+    /// just before its window ends may be too late.
+    #[test]
+    fn a_silence_is_measured_from_the_last_heartbeat_and_a_break_to_the_next_dial() {
+        let tolerance = Tolerance::of(&HeartbeatSettings {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(3),
+            reconnect_window: Duration::from_secs(1),
+        });
+        let ms = Duration::from_millis;
+        let reset = |down| Fault::Link(LinkFault::Reset { down: ms(down) });
+        let hole = |down| {
+            Fault::Link(LinkFault::BlackHole {
+                direction: Direction::Both,
+                down: ms(down),
+            })
+        };
+        for (what, expected) in [
+            (Fault::Pause { down: ms(2000) }, true),
+            (Fault::Pause { down: ms(1999) }, false),
+            (hole(2000), true),
+            (hole(1999), false),
+            (reset(500), true),
+            (reset(499), false),
+        ] {
+            let strikes = [struck(what, None)];
+            let lost = lost("taskmanager-1", 5000);
+            let explained = explain(&lost, &strikes, tolerance).is_some();
+            assert_eq!(explained, expected, "{strikes:?}");
+        }
+    }
+
+    /// Process seed 780571: the leader's clock was an hour ahead.
+    #[test]
+    fn a_recovery_is_explained_by_the_clock_that_it_was_written_by() {
+        let hour = 3_600_000;
+        let kill = struck(
+            Fault::Kill {
+                down: Duration::from_secs(1),
+            },
+            Some(2000),
+        );
+        let ahead = struck(Fault::ClockOffset { millis: hour }, None);
+        let at = 1500 + hour.unsigned_abs();
+        for (strikes, detected_ms, expected) in [
+            (vec![kill.clone()], 1500, true),
+            (vec![kill.clone()], at, false),
+            (vec![kill.clone(), ahead.clone()], at, true),
+            (vec![kill.clone(), ahead.clone()], 1500, true),
+            (vec![kill, ahead], at + 90_000, false),
+        ] {
+            let lost = lost("taskmanager-1", detected_ms);
+            let by = explain_by_any_clock(&lost, &strikes, TOLERANCE);
+            let is_kill = by.is_some_and(|s| matches!(s.what, Fault::Kill { .. }));
+            assert_eq!(is_kill, expected, "{detected_ms}: {strikes:?}");
         }
     }
 }

@@ -35,28 +35,25 @@ pub(super) fn parse(words: &str) -> Option<(&str, Decision)> {
     Some((name, decision))
 }
 
-/// Whether a job that ended by `failure` did so because its strategy refused a restart. `told`: what its leaders told, oldest first.
+/// Whether a job that ended by `failure` did so because its strategy refused a restart. `told`: what each of its leaders told, the first
+/// one first; what a leader inherits may be less than its predecessor told.
 ///
-/// A leader that finds only the last record of a job has no decision to show, and may have no history either, when that could not be
-/// stored. Then the last decision of its predecessors counts, if it was about what the job failed by.
+/// A leader that finds only the last record of a job has no decision to show. Then the last one of its predecessor counts, if it was
+/// about what the job failed by.
 #[must_use]
-pub fn is_refused(told: &[RecoveryRecord], failure: Option<&TaskFailure>) -> bool {
+pub fn is_refused(told: &[Vec<RecoveryRecord>], failure: Option<&TaskFailure>) -> bool {
     let refuses = |r: &RecoveryRecord| matches!(parse(&r.decision), Some((_, Decision::Refused)));
     let is_takeover = |r: &RecoveryRecord| r.decision.starts_with("taken up again");
-    let Some(last) = told.last() else {
-        return false;
-    };
-    if !is_takeover(last) {
-        return refuses(last);
-    }
     let words = failure.map_or(String::new(), |f| f.kind.to_string());
     let is_about = |r: &RecoveryRecord| {
         std::iter::once(&r.cause)
             .chain(&r.other_causes)
             .any(|cause| words.contains(&cause.kind.to_string()))
     };
-    let before = told.iter().rev().find(|r| !is_takeover(r));
-    before.is_some_and(|r| refuses(r) && is_about(r))
+    let last_of_each = || told.iter().rev().map(|told| told.last());
+    let decided = last_of_each().flatten().find(|r| !is_takeover(r));
+    let is_own = matches!(last_of_each().next(), Some(Some(last)) if !is_takeover(last));
+    decided.is_some_and(|r| refuses(r) && (is_own || is_about(r)))
 }
 
 #[cfg(test)]
@@ -93,20 +90,52 @@ mod tests {
             let message = format!("subtask 1 failed: {message}");
             TaskFailure::of_job(FailureKind::Internal { message })
         };
+        let told = |leader: &[&RecoveryRecord]| -> Vec<RecoveryRecord> {
+            leader.iter().copied().cloned().collect()
+        };
+        let own = |leader: &[&RecoveryRecord]| vec![told(leader)];
+        let then =
+            |first: &[&RecoveryRecord], next: &[&RecoveryRecord]| vec![told(first), told(next)];
         for (told, by, expected) in [
             (vec![], "status 403", false),
-            (vec![&restart, &refused], "status 403", true),
-            (vec![&refused, &takeover], "status 403", true),
-            (vec![&refused, &takeover, &takeover], "status 403", true),
-            (vec![&refused, &takeover], "status 500", false),
-            (vec![&refused, &restart, &takeover], "status 403", false),
-            (vec![&refused, &takeover, &restart], "status 403", false),
-            (vec![&restart, &takeover], "status 403", false),
-            (vec![&fatal, &takeover], "status 403", false),
-            (vec![&takeover], "status 403", false),
+            (own(&[]), "status 403", false),
+            (own(&[&restart, &refused]), "status 403", true),
+            (own(&[&restart, &refused]), "status 500", true),
+            (own(&[&refused, &restart]), "status 403", false),
+            (own(&[&takeover]), "status 403", false),
+            (then(&[&refused], &[&takeover]), "status 403", true),
+            (then(&[&refused], &[&takeover]), "status 500", false),
+            (then(&[&restart], &[&takeover]), "status 403", false),
+            (then(&[&fatal], &[&takeover]), "status 403", false),
+            (
+                then(&[&refused], &[&takeover, &restart]),
+                "status 403",
+                false,
+            ),
+            // What it inherits is older than the refusal (seed 30140), or all there is.
+            (
+                then(&[&restart, &refused], &[&restart, &takeover]),
+                "status 403",
+                true,
+            ),
+            (
+                then(&[&refused, &restart], &[&refused, &takeover]),
+                "status 403",
+                false,
+            ),
+            // One after another that finds only the end.
+            (
+                then(&[&refused], &[&takeover, &takeover]),
+                "status 403",
+                true,
+            ),
+            (
+                vec![told(&[&refused]), told(&[&takeover]), told(&[&takeover])],
+                "status 403",
+                true,
+            ),
         ] {
-            let told: Vec<_> = told.into_iter().cloned().collect();
-            let words: Vec<_> = told.iter().map(|r| &r.decision).collect();
+            let words: Vec<_> = told.iter().flatten().map(|r| &r.decision).collect();
             assert_eq!(
                 is_refused(&told, Some(&failure(by))),
                 expected,

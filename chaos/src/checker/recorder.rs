@@ -13,7 +13,7 @@ use perennial_actors::checkpoint::{
 };
 use perennial_actors::model::{CheckpointId, JobId, Manifest, Record, RecordOutcome};
 
-use super::{check_manifest, check_sequence, is_retired};
+use super::{check_manifest, check_sequence, is_retired, is_taken_back};
 use crate::oracle::{Positions, StateOracle};
 
 /// Between two looks at the next number.
@@ -150,6 +150,9 @@ async fn run(
                         }
                         // What a job stopped with lies in the savepoint's own directory.
                         Err(error) if is_deleted(&error) && manifest.kind.is_savepoint() => {}
+                        // Whoever wrote it could not read it, has told nobody of it, and deletes what it refers to.
+                        Err(error)
+                            if is_deleted(&error) && is_withdrawn(&store, next, &record).await => {}
                         // Only the end of a job deletes while all are retained.
                         Err(error) if is_deleted(&error) && has_ended(&store, next).await => {
                             recording.missed.push(next);
@@ -187,7 +190,8 @@ async fn run(
             }
         }
     }
-    // A record that was created a second time would have other content: its token is random. Only retention replaces one, visibly.
+    // A record that was created a second time would have other content: its token is random. Only retention replaces one, visibly, or its
+    // own epoch.
     let emptied = lock(damage).is_emptied;
     for (number, before) in contents {
         if emptied
@@ -199,7 +203,7 @@ async fn run(
         }
         match store.get(&record_key(CheckpointId(number)), None).await {
             Ok(now) => ensure!(
-                now == before || is_retired(&decode_record(&now)?),
+                now == before || may_replace(&decode_record(&now)?, &decode_record(&before)?),
                 "record {number} was created twice"
             ),
             Err(StoreError::NotFound { .. }) => {}
@@ -215,6 +219,19 @@ fn refers_to_damage(manifest: &Manifest, damage: &Damage) -> bool {
             .objects
             .iter()
             .any(|o| damage.keys.contains(&o.key))
+}
+
+/// Whether a record may have come in the place of another one.
+fn may_replace(now: &Record, before: &Record) -> bool {
+    is_retired(now) || (is_taken_back(now) && now.epoch == before.epoch)
+}
+
+/// Whether a record has been taken back since it was read.
+async fn is_withdrawn(store: &Arc<dyn Store>, number: u64, before: &Record) -> bool {
+    let now = store.get(&record_key(CheckpointId(number)), None).await;
+    now.is_ok_and(|now| {
+        decode_record(&now).is_ok_and(|now| is_taken_back(&now) && may_replace(&now, before))
+    })
 }
 
 async fn has(store: &Arc<dyn Store>, number: u64) -> bool {
@@ -252,4 +269,130 @@ fn is_deleted(error: &anyhow::Error) -> bool {
     error
         .chain()
         .any(|cause| matches!(cause.downcast_ref(), Some(StoreError::NotFound { .. })))
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_actors::checkpoint::encode_record;
+    use perennial_actors::model::{JobState, LeaderEpoch, SnapshotKind};
+
+    use super::*;
+    use crate::storage::{Storage, StorageKind};
+
+    fn record(number: u64, epoch: u64, outcome: RecordOutcome) -> Record {
+        Record {
+            checkpoint: CheckpointId(number),
+            epoch: LeaderEpoch(epoch),
+            token: u128::from(number),
+            outcome,
+        }
+    }
+
+    fn completed(number: u64) -> RecordOutcome {
+        RecordOutcome::Completed(Box::new(Manifest {
+            job: JobId(1),
+            job_name: String::new(),
+            checkpoint: CheckpointId(number),
+            epoch: LeaderEpoch(1),
+            kind: SnapshotKind::Checkpoint,
+            timestamp_ms: 0,
+            duration_ms: 0,
+            operators: Vec::new(),
+            objects: Vec::new(),
+        }))
+    }
+
+    fn aborted(reason: &str) -> RecordOutcome {
+        RecordOutcome::Aborted {
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn end() -> RecordOutcome {
+        RecordOutcome::Terminal {
+            state: JobState::Finished,
+            message: None,
+        }
+    }
+
+    /// What a recorder makes of records of which some change once they have been read; `harmed`: a record that the harness is to change.
+    fn recorded(
+        first: &[Record],
+        then: &[Record],
+        harmed: Option<u64>,
+    ) -> anyhow::Result<Recording> {
+        let directory = tempfile::tempdir()?;
+        let stores = Storage::fresh(StorageKind::Disk, directory.path());
+        let checkpoints = stores.uri("checkpoints");
+        let store = stores.open().open(&format!("{checkpoints}/{}", JobId(1)))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let put = |records: &[Record]| -> anyhow::Result<()> {
+            for record in records {
+                let bytes = Bytes::from(encode_record(record)?);
+                runtime.block_on(store.put(&record_key(record.checkpoint), bytes))?;
+            }
+            Ok(())
+        };
+        put(first)?;
+        let recorder = Recorder::follow(stores.open(), &checkpoints, JobId(1), None)?;
+        if let Some(number) = harmed {
+            recorder.expect_damage(&record_key(CheckpointId(number)));
+        }
+        let last = first.iter().rev().find_map(|r| match r.outcome {
+            RecordOutcome::Completed(_) => Some(r.checkpoint.0),
+            _ => None,
+        });
+        while !recorder.thread.is_finished() && recorder.newest().map(|(n, _)| n) < last {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        put(then)?;
+        recorder.finish()
+    }
+
+    /// A record that was read stays as it is, but for what retention or its own creator puts there.
+    #[test]
+    fn only_retention_its_own_epoch_and_the_harness_change_a_record() {
+        let first = [
+            record(1, 1, RecordOutcome::Claimed),
+            record(2, 1, completed(2)),
+        ];
+        let taken_back = || aborted("its record could not be read");
+        for (now, harmed, is_right) in [
+            (None, None, true),
+            (Some(record(2, 1, aborted("expired"))), None, false),
+            (Some(record(2, 1, aborted("expired"))), Some(1), false),
+            (Some(record(2, 1, aborted("expired"))), Some(2), true),
+            (Some(record(2, 2, aborted("retired"))), None, true),
+            (Some(record(2, 1, taken_back())), None, true),
+            (Some(record(2, 2, taken_back())), None, false),
+        ] {
+            let result = recorded(&first, now.as_slice(), harmed);
+            let words = result.as_ref().err().map(ToString::to_string);
+            assert_eq!(result.is_ok(), is_right, "{now:?}: {words:?}");
+            if let Some(words) = words {
+                assert_eq!(words, "record 2 was created twice");
+            }
+        }
+    }
+
+    /// While all are retained only the end of a job retires one, and the sequence is that of S3.
+    #[test]
+    fn a_record_that_is_retired_while_the_job_runs_is_seen_and_so_is_a_broken_sequence() {
+        let claim = || record(1, 1, RecordOutcome::Claimed);
+        let retired = || record(2, 1, aborted("retired"));
+        let at_the_end = recorded(&[claim(), retired(), record(3, 1, end())], &[], None);
+        assert_eq!(at_the_end.unwrap().missed, [2]);
+        for (records, word) in [
+            (vec![claim(), retired()], "was retired while the job ran"),
+            (
+                vec![claim(), record(2, 1, end()), record(3, 1, completed(3))],
+                "it follows the end",
+            ),
+        ] {
+            let error = recorded(&records, &[], None).unwrap_err();
+            assert!(format!("{error:#}").contains(word), "{error:#}");
+        }
+    }
 }

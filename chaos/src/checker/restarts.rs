@@ -46,7 +46,7 @@ pub fn check_restarts(settings: &RestartSettings, recoveries: &[RecoveryRecord])
     };
     let mut broken = Vec::new();
     let mut leader: Option<&str> = None;
-    for recovery in recoveries {
+    for (recovery, epoch) in recoveries.iter().zip(leaders(recoveries)) {
         // What is not recoverable is not asked; a takeover is no failure.
         let Some((strategy, decision)) = parse(&recovery.decision) else {
             // Whoever took the job over knows what it was told.
@@ -58,10 +58,6 @@ pub fn check_restarts(settings: &RestartSettings, recoveries: &[RecoveryRecord])
             broken.push(format!("{what}: configured is {name}"));
             continue;
         }
-        let epoch = recovery
-            .attempt
-            .as_deref()
-            .and_then(|a| a.split('.').next());
         if leader != epoch || epoch.is_none() {
             model.change_leader(leader.is_none() && recovery.number == 1);
         }
@@ -84,6 +80,19 @@ pub fn check_restarts(settings: &RestartSettings, recoveries: &[RecoveryRecord])
         }
     }
     broken
+}
+
+/// By whom each was decided: the epoch that it was deployed by. One that was never deployed names nobody; between two of one leader it is
+/// that leader's, for an epoch does not come back.
+fn leaders(recoveries: &[RecoveryRecord]) -> impl Iterator<Item = Option<&str>> {
+    fn named(recovery: &RecoveryRecord) -> Option<&str> {
+        recovery.attempt.as_deref()?.split('.').next()
+    }
+    recoveries.iter().enumerate().map(move |(index, recovery)| {
+        let before = || recoveries[..index].iter().rev().find_map(named);
+        let after = || recoveries[index..].iter().find_map(named);
+        named(recovery).or_else(|| before().filter(|before| after() == Some(before)))
+    })
 }
 
 /// What a strategy must have in mind.
@@ -209,8 +218,10 @@ impl Model {
                 let is_unknown = self.planned.is_none() && used != (0, 0);
                 self.used = (attempt, attempt);
                 if !is_merged {
+                    // What joined it later was told what was left of the wait by then.
+                    let latest = if seen.is_alone { delay_ms } else { high };
                     self.planned =
-                        Some((seen.at + delay_ms - SLACK_MS, seen.at + delay_ms + SLACK_MS));
+                        Some((seen.at + delay_ms - SLACK_MS, seen.at + latest + SLACK_MS));
                 }
                 if !is_right || most.is_some_and(|most| attempt > most) {
                     return Err(format!("{used:?} attempts were used up before"));
@@ -346,7 +357,7 @@ mod tests {
         ));
     }
 
-    /// The second one came as the wait ended and was never deployed, so that nobody can tell whose it is.
+    /// Half a second first, growing to two; whose word counts for how long.
     #[test]
     fn a_wait_ends_when_the_decision_says() {
         let settings = RestartSettings {
@@ -360,15 +371,71 @@ mod tests {
             },
             is_strict: false,
         };
-        let mut records = [
-            record(1, 0, "exponential-delay: attempt 1, in 0.5 s"),
-            record(2, 500, "exponential-delay: attempt 1, in 0.0 s"),
-            record(3, 525, "exponential-delay: attempt 2, in 0.7 s"),
-        ];
-        records[1].attempt = None;
-        assert_eq!(check_restarts(&settings, &records), Vec::<String>::new());
-        records[2].decision = "exponential-delay: attempt 3, in 1.1 s".to_owned();
-        assert_eq!(check_restarts(&settings, &records).len(), 1);
+        let of = |(attempt, at, words): &(Option<&str>, u64, &str)| RecoveryRecord {
+            attempt: attempt.map(str::to_owned),
+            ..record(1, *at, &format!("exponential-delay: attempt {words} s"))
+        };
+        let numbered = |all: &[(Option<&str>, u64, &str)]| {
+            let mut all: Vec<_> = all.iter().map(of).collect();
+            for (record, number) in all.iter_mut().zip(1..) {
+                record.number = number;
+            }
+            all
+        };
+        let check = |all: &[RecoveryRecord]| check_restarts(&settings, all).len();
+        let first = (Some("1.2"), 0, "1, in 0.5");
+        for (then, expected) in [
+            // It came as the wait ended, and was never deployed: the same leader decided before and after.
+            (
+                vec![(None, 500, "1, in 0.0"), (Some("1.3"), 525, "2, in 0.7")],
+                0,
+            ),
+            (
+                vec![(None, 500, "1, in 0.0"), (Some("1.3"), 525, "3, in 1.1")],
+                1,
+            ),
+            (
+                vec![(None, 2000, "1, in 0.0"), (Some("1.3"), 2500, "2, in 0.7")],
+                1,
+            ),
+            // Nobody can tell what another leader knew.
+            (
+                vec![(None, 2000, "1, in 0.5"), (Some("2.3"), 2600, "1, in 0.5")],
+                0,
+            ),
+            (vec![(None, 2000, "1, in 0.5")], 0),
+            // A new leader waits for what it inherited, and not for longer.
+            (
+                vec![
+                    (Some("2.3"), 2000, "1, in 0.1"),
+                    (Some("2.4"), 2150, "2, in 0.7"),
+                ],
+                0,
+            ),
+            (
+                vec![
+                    (Some("2.3"), 2000, "1, in 0.1"),
+                    (Some("2.4"), 2500, "1, in 0.0"),
+                ],
+                1,
+            ),
+        ] {
+            let all: Vec<_> = std::iter::once(first).chain(then).collect();
+            assert_eq!(check(&numbered(&all)), expected, "{all:?}");
+        }
+        // The first says what was left when another failure joined it; the wait is as long as it was.
+        let mut joined = numbered(&[
+            (Some("1.2"), 0, "1, in 0.1"),
+            (Some("1.3"), 500, "1, in 0.0"),
+        ]);
+        assert_eq!(
+            check(&joined),
+            2,
+            "too short a delay, too late for its wait"
+        );
+        let echo = joined[0].cause.clone();
+        joined[0].other_causes.push(echo);
+        assert_eq!(check(&joined), 0);
     }
 
     fn recovery(number: u32, attempt: &str, decision: &str, delay_ms: f64) -> RecoveryRecord {

@@ -396,8 +396,13 @@ mod tests {
     enum Step {
         Record(u64, u64, RecordOutcome),
         Delete(&'static str),
+        /// An object that is no record.
+        Land(&'static str),
+        Harm(&'static str),
+        /// What is still there when all is over.
+        Left(&'static str),
     }
-    use Step::{Delete, Record as Write};
+    use Step::{Delete, Harm, Land, Left, Record as Write};
 
     fn found(steps: Vec<Step>, oracle: Result<(), &'static str>) -> Vec<Invariant> {
         let mut history = StoreHistory::default();
@@ -416,6 +421,16 @@ mod tests {
                     (format!("j/chk-{number}/_metadata"), Some(bytes))
                 }
                 Step::Delete(key) => (format!("j/{key}"), None),
+                Step::Land(key) => (format!("j/{key}"), Some(Bytes::from_static(b"x"))),
+                Step::Harm(key) => {
+                    seen.remove(&format!("j/{key}"));
+                    history.harm("j", key);
+                    continue;
+                }
+                Step::Left(key) => {
+                    history.check_leftovers(std::iter::once(format!("j/{key}").as_str()));
+                    continue;
+                }
             };
             let kind = match &after {
                 Some(_) if seen.insert(key.clone()) => WriteKind::Create,
@@ -461,5 +476,71 @@ mod tests {
         assert_eq!(after(Write(6, 2, completed(6, 2, "shared/gone"))), [S2]);
         let wrong = vec![claim(), Write(2, 1, completed(2, 1, "shared/a"))];
         assert_eq!(found(wrong, Err("state differs")), [S2]);
+    }
+
+    /// A record that was lost before anybody heard of it may be decided again, and what it referred to may go; nothing else may.
+    #[test]
+    fn what_the_harness_harmed_is_forgotten_and_all_else_is_judged() {
+        use Invariant::{R4, S2, S3};
+        let after = |steps: Vec<Step>, oracle| {
+            let mut all = vec![
+                Write(1, 1, RecordOutcome::Claimed),
+                Write(2, 1, completed(2, 1, "shared/a")),
+            ];
+            all.extend(steps);
+            found(all, oracle)
+        };
+        let (record, again) = ("chk-2/_metadata", || Write(2, 1, aborted("again")));
+        for (step, broken) in [
+            (again as fn() -> Step, vec![S3, S3]),
+            (|| Delete("chk-2/_metadata"), vec![R4]),
+            (|| Delete("shared/a"), vec![R4]),
+        ] {
+            assert_eq!(after(vec![step()], Ok(())), broken);
+            assert_eq!(after(vec![Harm(record), step()], Ok(())), []);
+            let other = "chk-1/_metadata";
+            assert_eq!(after(vec![Harm(other), step()], Ok(())), broken);
+        }
+        let next = |object| Write(3, 1, completed(3, 1, object));
+        let wrong = Err("state differs");
+        assert_eq!(after(vec![Harm("shared/a"), next("shared/a")], wrong), [S2]);
+        assert_eq!(
+            after(vec![Harm("shared/a"), next("shared/b")], wrong),
+            [S2, S2]
+        );
+    }
+
+    /// R4 at a job's end: only what a write under way brought after it, or the harness has harmed, may be left.
+    #[test]
+    fn what_a_finished_job_leaves_is_seen() {
+        use Invariant::R4;
+        let after = |steps: Vec<Step>| {
+            let mut all = vec![
+                Write(1, 1, RecordOutcome::Claimed),
+                Write(2, 1, completed(2, 1, "shared/a")),
+            ];
+            all.extend(steps);
+            found(all, Ok(()))
+        };
+        let end = |state| {
+            let message = None;
+            Write(3, 1, RecordOutcome::Terminal { state, message })
+        };
+        let finished = || end(JobState::Finished);
+        assert_eq!(after(vec![finished(), Left("shared/a")]), [R4]);
+        assert_eq!(after(vec![finished(), Left("latest")]), []);
+        assert_eq!(after(vec![end(JobState::Failed), Left("shared/a")]), []);
+        assert_eq!(
+            after(vec![Land("shared/b"), finished(), Left("shared/b")]),
+            [R4]
+        );
+        assert_eq!(
+            after(vec![finished(), Land("shared/b"), Left("shared/b")]),
+            []
+        );
+        assert_eq!(
+            after(vec![Harm("shared/a"), finished(), Left("shared/b")]),
+            []
+        );
     }
 }

@@ -178,7 +178,7 @@ fn check_state(
     let told = observer.histories().into_iter();
     let told: Vec<_> = told
         .filter(|history| history.job == end.summary.job)
-        .flat_map(|history| history.records)
+        .map(|history| history.records)
         .collect();
     match end.summary.state {
         // An end that was not recorded before its leader was lost is none: the next leader takes the job up again.

@@ -12,7 +12,7 @@ use super::watch::View;
 use super::{Run, is_finished, may_fail, violation};
 use crate::checker::{
     Recorder, Recording, Struck, check_count, check_fencing, check_one_truth, check_restarts,
-    explain, found_out, is_retired, was_led,
+    explain_by_any_clock, found_out, is_retired, was_led,
 };
 use crate::oracle::compare;
 use crate::plan::{Direction, Fault, Invariant, LinkFault, StoreFault, Target};
@@ -134,20 +134,7 @@ impl Run<'_> {
             .and_then(|s| s.failure.as_ref())
             .map(ToString::to_string);
         let must_fail = self.struck.iter().any(|s| ends_job(&s.what));
-        let is_expected = match state {
-            Some(JobState::Finished) => !must_fail,
-            Some(JobState::Failed) if must_fail => {
-                cause.as_ref().is_some_and(|c| c.contains("injected"))
-            }
-            // The ladder's own words: nothing valid is left, or nothing that would not repeat output.
-            Some(JobState::Failed) => {
-                let words = cause.clone().unwrap_or_default();
-                may_fail(self.plan)
-                    && (words.contains("repeat committed output")
-                        || words.contains("no valid checkpoint"))
-            }
-            _ => false,
-        };
+        let is_expected = may_end_so(state, must_fail, may_fail(self.plan), cause.as_deref());
         let mut what = Vec::new();
         if !is_expected && !self.judge.has_failed() {
             what.push(format!("the job ended as {state:?}: {cause:?}"));
@@ -220,23 +207,11 @@ impl Run<'_> {
         self.judge.all(Invariant::S4, check_fencing(&history));
     }
 
-    /// A leader whose clock was moved writes down when it saw a failure by that clock.
-    fn is_explained(&self, recovery: &RecoveryRecord) -> bool {
-        let jumps = self.struck.iter().filter_map(|s| match s.what {
-            Fault::ClockOffset { millis } => Some(millis),
-            _ => None,
-        });
-        std::iter::once(0).chain(jumps).any(|jump| {
-            let mut recovery = recovery.clone();
-            recovery.detected_ms = recovery.detected_ms.saturating_add_signed(-jump);
-            explain(&recovery, &self.struck, self.tolerance()).is_some()
-        })
-    }
-
     /// S6.
     fn check_causes(&mut self, recoveries: &[RecoveryRecord]) {
         for recovery in recoveries {
-            let is_explained = self.is_explained(recovery);
+            let struck = explain_by_any_clock(recovery, &self.struck, self.tolerance());
+            let is_explained = struck.is_some();
             if !is_explained && self.is_the_machine_s_doing(recovery) {
                 self.inconclusive.get_or_insert(format!(
                     "this machine is too busy for the heartbeat timeout: {}",
@@ -263,18 +238,7 @@ impl Run<'_> {
         let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         let until = recovery.detected_ms;
         let stalled = self.machine.stalled(until.saturating_sub(ms), until);
-        let is_silence = matches!(&recovery.cause.kind, FailureKind::TaskManagerLost { message, .. } if message.contains("no heartbeat"));
-        is_silence && stalled > timeout / 2
-    }
-
-    /// Whether the store was broken when the job ended, so that its last clean-up was in vain: nothing comes by again.
-    fn ended_without_a_store(&self) -> bool {
-        self.struck.iter().any(|s| {
-            let is_store = matches!(s.what, Fault::Store(_));
-            is_store
-                && s.healed_ms
-                    .is_none_or(|healed| self.ended_ms.is_some_and(|end| end < healed))
-        })
+        is_starved(&recovery.cause.kind, timeout, stalled)
     }
 
     fn accepted_ms(&self) -> u64 {
@@ -426,7 +390,9 @@ impl Run<'_> {
                 left.push((Invariant::R3, format!("uncommitted output {hidden:?}")));
             }
             match self.objects() {
-                Ok(objects) if objects.is_empty() || self.ended_without_a_store() => {}
+                Ok(objects)
+                    if objects.is_empty() || ended_without_a_store(&self.struck, self.ended_ms) => {
+                }
                 Ok(objects) => left.push((Invariant::R4, format!("the store keeps {objects:?}"))),
                 Err(error) => left.push((Invariant::R4, format!("no inventory: {error:#}"))),
             }
@@ -448,6 +414,42 @@ impl Run<'_> {
     }
 }
 
+/// L3: whether a job may end in this state (`None`: it has not ended), by this cause. `must_fail`: a fault was struck that ends it;
+/// `may_fail`: the plan may leave nothing to restore from.
+fn may_end_so(
+    state: Option<JobState>,
+    must_fail: bool,
+    may_fail: bool,
+    cause: Option<&str>,
+) -> bool {
+    let says = |words: &str| cause.is_some_and(|c| c.contains(words));
+    match state {
+        Some(JobState::Finished) => !must_fail,
+        Some(JobState::Failed) if must_fail => says("injected"),
+        // The ladder's own words: nothing valid is left, or nothing that would not repeat output.
+        Some(JobState::Failed) => {
+            may_fail && (says("repeat committed output") || says("no valid checkpoint"))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a node that was taken for dead for its silence had no more than half of the time to say something.
+fn is_starved(cause: &FailureKind, timeout: Duration, stalled: Duration) -> bool {
+    let is_silence = matches!(cause, FailureKind::TaskManagerLost { message, .. } if message.contains("no heartbeat"));
+    is_silence && stalled > timeout / 2
+}
+
+/// Whether the store was broken when the job ended, so that its last clean-up was in vain: nothing comes by again.
+fn ended_without_a_store(struck: &[Struck], ended_ms: Option<u64>) -> bool {
+    struck.iter().any(|s| {
+        let is_store = matches!(s.what, Fault::Store(_));
+        is_store
+            && s.healed_ms
+                .is_none_or(|healed| ended_ms.is_some_and(|end| end < healed))
+    })
+}
+
 /// Nothing that is not expected; each so often at most, unless it may repeat.
 fn part_of(actual: &[String], expected: &[String], may_repeat: bool) -> anyhow::Result<()> {
     let mut counts: BTreeMap<&String, i64> = BTreeMap::new();
@@ -466,7 +468,10 @@ fn part_of(actual: &[String], expected: &[String], may_repeat: bool) -> anyhow::
 
 #[cfg(test)]
 mod tests {
+    use perennial_actors::model::{InstanceId, ResourceId};
+
     use super::*;
+    use crate::plan::StoreRequests;
 
     #[test]
     fn a_part_has_nothing_foreign_and_nothing_twice() {
@@ -476,5 +481,85 @@ mod tests {
         assert!(part_of(&lines("a d"), &expected, true).is_err());
         assert!(part_of(&lines("a a"), &expected, false).is_err());
         assert!(part_of(&lines("a a"), &expected, true).is_ok());
+    }
+
+    #[test]
+    fn a_job_ends_well_or_by_what_was_struck() {
+        use JobState::{Canceled, Failed, Finished};
+        let injected = Some("injected fault [1] in user code");
+        let nothing_left = Some("no valid checkpoint is left");
+        let other = Some("no slots");
+        for (state, must_fail, may_fail, cause, expected) in [
+            (Some(Finished), false, false, None, true),
+            (Some(Finished), true, false, None, false),
+            (Some(Failed), true, false, injected, true),
+            (Some(Failed), true, false, other, false),
+            (Some(Failed), true, false, None, false),
+            (Some(Failed), false, false, injected, false),
+            (Some(Failed), false, true, nothing_left, true),
+            (Some(Failed), false, true, other, false),
+            (Some(Failed), false, false, nothing_left, false),
+            (Some(Canceled), false, false, None, false),
+            (None, false, false, None, false),
+        ] {
+            assert_eq!(
+                may_end_so(state, must_fail, may_fail, cause),
+                expected,
+                "{state:?} by {cause:?}"
+            );
+        }
+    }
+
+    /// Half of the heartbeat timeout lost to others excuses a silence, and nothing but a silence.
+    #[test]
+    fn only_a_silent_node_on_a_busy_machine_is_excused() {
+        let lost = |message: &str| FailureKind::TaskManagerLost {
+            resource: ResourceId("taskmanager-1".to_owned()),
+            instance: InstanceId(1),
+            message: message.to_owned(),
+        };
+        let silent = lost("no heartbeat for 3000 ms");
+        let broken = lost("connection closed by the peer");
+        let (timeout, ms) = (Duration::from_secs(3), Duration::from_millis);
+        assert!(is_starved(&silent, timeout, ms(1501)));
+        assert!(!is_starved(&silent, timeout, ms(1500)));
+        assert!(!is_starved(&broken, timeout, ms(3000)));
+    }
+
+    #[test]
+    fn objects_may_be_left_only_while_the_store_was_broken_at_the_end() {
+        let struck = |what, healed_ms| Struck {
+            fault: 0,
+            what,
+            nodes: Vec::new(),
+            is_data_link: false,
+            is_store_link: false,
+            hits_job_manager: false,
+            at_ms: 1000,
+            healed_ms,
+        };
+        let store = || {
+            Fault::Store(StoreFault::Answer {
+                status: 503,
+                percent: 100,
+                requests: StoreRequests::All,
+                down: Duration::from_secs(1),
+            })
+        };
+        let kill = Fault::Kill {
+            down: Duration::from_secs(1),
+        };
+        for (struck, expected) in [
+            (struck(store(), None), true),
+            (struck(store(), Some(3001)), true),
+            (struck(store(), Some(3000)), false),
+            (struck(kill, None), false),
+        ] {
+            assert_eq!(
+                ended_without_a_store(std::slice::from_ref(&struck), Some(3000)),
+                expected,
+                "{struck:?}"
+            );
+        }
     }
 }

@@ -134,10 +134,7 @@ impl Run<'_> {
 
     /// Starts a node again once it has ended; one that was asked to end must do so well, and in time.
     fn start(&mut self, node: String, fault: usize) -> anyhow::Result<()> {
-        // One that ended by itself may be started by the last fault, whatever that was.
-        let is_hit = |s: &Struck| s.fault == fault && s.nodes.contains(&node);
-        let was_asked = matches!(self.plan.faults[fault].what, Fault::Terminate { .. })
-            && self.struck.iter().any(is_hit);
+        let was_asked = was_asked(&self.struck, fault, &node);
         let Some(code) = self.cluster.node_mut(&node)?.exit_code()? else {
             if !was_asked || !self.cluster.node_mut(&node)?.is_allowed_to_exit() {
                 // Another fault has ended it as well, and it is back already.
@@ -223,5 +220,43 @@ impl Run<'_> {
         self.each_link(links, |proxies, v| {
             proxies.change(&v.dialler, &v.server, |c| change(c, v));
         })
+    }
+}
+
+/// Whether a fault asked a node to end: one that ended by itself may be started by the last fault, whatever that was.
+fn was_asked(struck: &[Struck], fault: usize, node: &str) -> bool {
+    struck.iter().any(|s| {
+        s.fault == fault
+            && matches!(s.what, Fault::Terminate { .. })
+            && s.nodes.iter().any(|n| n == node)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Process seed 780578: a node that had ended by itself was taken for one that was asked to, and did not end with 0.
+    #[test]
+    fn only_the_fault_that_terminates_a_node_has_asked_it_to_end() {
+        let down = Duration::from_secs(1);
+        let struck = |fault, what| Struck {
+            fault,
+            what,
+            nodes: vec!["taskmanager-1".to_owned()],
+            is_data_link: false,
+            is_store_link: false,
+            hits_job_manager: false,
+            at_ms: 1000,
+            healed_ms: None,
+        };
+        let all = [
+            struck(0, Fault::Kill { down }),
+            struck(1, Fault::Terminate { down }),
+        ];
+        assert!(was_asked(&all, 1, "taskmanager-1"));
+        assert!(!was_asked(&all, 1, "taskmanager-2"), "another node");
+        assert!(!was_asked(&all, 0, "taskmanager-1"), "it was killed");
+        assert!(!was_asked(&all[..1], 1, "taskmanager-1"), "never struck");
     }
 }
