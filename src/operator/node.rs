@@ -81,7 +81,7 @@ impl<O: Operator> Node<O> {
 
     /// Records taken of the batch that was given last.
     fn taken(&self) -> usize {
-        self.given - self.input.values.len()
+        self.given - self.input.len()
     }
 
     fn process(&mut self, cx: &mut TaskContext<'_>) -> Result<(), OperatorError> {

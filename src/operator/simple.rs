@@ -46,6 +46,9 @@ where
         out: &mut Emitted<O>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
+        if out.may_take_over(input) {
+            return out.take_over(input, |value| (self.function)(value).map(Some));
+        }
         while !out.is_full() {
             let Some((value, timestamp)) = input.next() else {
                 break;
@@ -107,6 +110,12 @@ where
         out: &mut Emitted<T>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
+        if out.may_take_over(input) && !input.has_timestamps() {
+            return out.take_over(
+                input,
+                |value| Ok((self.predicate)(&value)?.then_some(value)),
+            );
+        }
         while !out.is_full() {
             let Some((value, timestamp)) = input.next() else {
                 break;

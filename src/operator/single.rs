@@ -11,6 +11,7 @@ use super::{
     Signal, StartContext, TaskContext,
 };
 use crate::batch::{Batch, Record, Timestamp};
+use crate::error::FunctionResult;
 
 /// What an operator does with records and time. Everything else is the node's.
 pub(crate) trait Operator: Send + 'static {
@@ -120,6 +121,8 @@ pub(crate) enum SignalResult {
 pub(crate) struct Pending<T> {
     pub(crate) values: IntoIter<T>,
     pub(crate) timestamps: IntoIter<Timestamp>,
+    /// Records that left `values` to be worked on in place and whose turn has not come.
+    pub(super) in_place: usize,
 }
 
 impl<T> Pending<T> {
@@ -127,11 +130,20 @@ impl<T> Pending<T> {
         Self {
             values: Vec::new().into_iter(),
             timestamps: Vec::new().into_iter(),
+            in_place: 0,
         }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.values.len() + self.in_place
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.values.len() == 0
+    }
+
+    pub(super) fn has_timestamps(&self) -> bool {
+        self.timestamps.len() > 0
     }
 
     /// Takes the records of a batch when none of its own are left, and leaves their memory there.
@@ -148,10 +160,10 @@ impl<T> Pending<T> {
     }
 }
 
-/// The memory of an iterator that is at its end: collecting in place is how the standard library gives it back. (If it did not, this
-/// would be an empty vector all the same.)
-fn emptied<T>(rest: IntoIter<T>) -> Vec<T> {
-    rest.filter(|_| false).collect()
+/// The memory of an iterator that is at its end, if it fits: collecting in place is how the standard library gives it back. (If it did
+/// not, this would be an empty vector all the same.)
+fn emptied<T, U>(rest: IntoIter<T>) -> Vec<U> {
+    rest.filter_map(|_| None).collect()
 }
 
 impl<T> Iterator for Pending<T> {
@@ -186,6 +198,37 @@ impl<T> Emitted<T> {
         self.is_full() || self.sides.longest >= BATCH_RECORDS_MAX
     }
 
+    /// Whether all of the input may be worked on in place: what it is made to fits into its memory, and nothing was emitted before.
+    pub(super) fn may_take_over<I>(&self, input: &Pending<I>) -> bool {
+        size_of::<I>() == size_of::<T>()
+            && align_of::<I>() == align_of::<T>()
+            && self.batch.is_empty()
+            && !input.is_empty()
+    }
+
+    /// Emits what `f` makes of each record of the input, in the input's memory, which takes the memory of the batch in turn: a copy of a
+    /// record from one batch into another costs as much as a cheap function. Event times stay as they are: with them `f` may drop none.
+    pub(super) fn take_over<I>(
+        &mut self,
+        input: &mut Pending<I>,
+        mut f: impl FnMut(I) -> FunctionResult<Option<T>>,
+    ) -> Result<(), OperatorError> {
+        let Batch { values, timestamps } = &mut self.batch;
+        let times = std::mem::take(timestamps).into_iter();
+        *timestamps = std::mem::replace(&mut input.timestamps, times).collect();
+        let memory = emptied(std::mem::take(values).into_iter());
+        let taken = std::mem::replace(&mut input.values, memory.into_iter());
+        let left = &mut input.in_place;
+        *left = taken.len();
+        *values = taken
+            .filter_map(|value| {
+                *left -= 1;
+                f(value).transpose()
+            })
+            .collect::<FunctionResult<_>>()?;
+        Ok(())
+    }
+
     pub(super) fn check_limit(&self) -> Result<(), OperatorError> {
         let sides = self.sides.sides.iter();
         let too_long = std::iter::once((self.batch.len(), None))
@@ -207,5 +250,76 @@ impl<T> Emitted<T> {
                 "one call emitted {len} records{to}, at most {OUTPUT_OF_ONE_CALL_MAX} are allowed: {advice}"
             ),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::error::FunctionError;
+
+    fn emitted<T>(values: Vec<T>) -> Emitted<T> {
+        Emitted {
+            batch: Batch {
+                values,
+                timestamps: Vec::new(),
+            },
+            sides: SideOutputs::default(),
+            signals: VecDeque::new(),
+            lists: OperatorStateStore::default(),
+        }
+    }
+
+    fn pending(values: Vec<u64>, timestamps: Vec<Timestamp>) -> Pending<u64> {
+        let mut pending = Pending::empty();
+        pending.fill(&mut Batch { values, timestamps });
+        pending
+    }
+
+    /// Both memories stay in use: what the input had holds the output, what the output had takes the next input.
+    #[test]
+    fn work_in_place_passes_memory_on_in_both_directions() {
+        let (first, second) = (vec![1, 2, 3], Vec::<i64>::with_capacity(3));
+        let (of_input, of_output) = (first.as_ptr().addr(), second.as_ptr().addr());
+        let (mut input, mut out) = (pending(first, vec![10, 20, 30]), emitted(second));
+        assert!(out.may_take_over(&input));
+        out.take_over(&mut input, |n| Ok(Some(-n.cast_signed())))
+            .unwrap();
+        assert_eq!(out.batch.values, [-1, -2, -3]);
+        assert_eq!(out.batch.timestamps, [10, 20, 30]);
+        assert_eq!(out.batch.values.as_ptr().addr(), of_input);
+        let mut upstream = Batch::default();
+        input.fill(&mut upstream);
+        assert_eq!(upstream.values.as_ptr().addr(), of_output);
+        assert_eq!(upstream.values.capacity(), 3);
+    }
+
+    #[test]
+    fn work_in_place_drops_records_and_tells_how_many_were_not_reached() {
+        let mut out = emitted(Vec::<u64>::new());
+        let mut input = pending((0..10).collect(), Vec::new());
+        out.take_over(&mut input, |n| Ok((n % 2 == 1).then_some(n)))
+            .unwrap();
+        assert_eq!((out.batch.values, input.len()), (vec![1, 3, 5, 7, 9], 0));
+
+        let mut out = emitted(Vec::<u64>::new());
+        let mut input = pending((0..10).collect(), Vec::new());
+        let fails_at_3 = |n| match n {
+            3 => Err(FunctionError::unrecoverable("three")),
+            n => Ok(Some(n)),
+        };
+        assert!(out.take_over(&mut input, fails_at_3).is_err());
+        assert_eq!(input.len(), 6);
+    }
+
+    #[test]
+    fn memory_is_taken_over_where_records_fit_and_nothing_was_emitted() {
+        let input = pending(vec![1], Vec::new());
+        assert!(emitted(Vec::<i64>::new()).may_take_over(&input));
+        assert!(!emitted(vec![1_i64]).may_take_over(&input));
+        assert!(!emitted(Vec::<u32>::new()).may_take_over(&input));
+        assert!(!emitted(Vec::<[u32; 2]>::new()).may_take_over(&input));
+        assert!(!emitted(Vec::<u64>::new()).may_take_over(&pending(Vec::new(), Vec::new())));
     }
 }

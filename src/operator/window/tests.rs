@@ -299,10 +299,11 @@ impl Subtask {
 
     /// What is emitted; whether the record was late.
     fn record(&mut self, item: Item, timestamp: Timestamp) -> (Vec<Fired>, bool) {
-        let mut input = Pending {
-            values: vec![item].into_iter(),
-            timestamps: vec![timestamp].into_iter(),
-        };
+        let mut input = Pending::empty();
+        input.fill(&mut Batch {
+            values: vec![item],
+            timestamps: vec![timestamp],
+        });
         let (result, out) = self.with(|operator, out, cx| operator.process(&mut input, out, cx));
         result.unwrap();
         (out.batch.values, out.sides.sides[0].len() == 1)
