@@ -608,3 +608,28 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
     third.until_state(JOB, JobState::Finished).await;
     assert_eq!(tm.running(), []);
 }
+
+/// The result and the history are lost with the leader's store, the job's last record is not (simulator seed 18803): it was no internal error.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_finds_only_the_last_record_tells_by_what_the_job_failed() {
+    let refused = crate::testing::cluster::io("sink refused");
+    let behaviour = Behaviour::FailRunning(refused.clone());
+    let mut first = Cluster::lead_for_real(1, std::sync::Arc::default()).await;
+    first.add(3, std::sync::Arc::new(move |_| behaviour.clone()));
+    first.submit(&keyed()).await;
+    let failure = first.until_state(JOB, JobState::Failed).await.failure;
+    let failure = failure.unwrap();
+    assert_eq!(failure.kind, refused);
+    first.handle.control().shutdown();
+    let Cluster { handle, stores, .. } = first;
+    handle.join().await;
+    let store = stores.at("memory://ha");
+    for key in store.keys() {
+        if key.starts_with(&format!("jobs/{JOB}/")) && !key.ends_with("/graph") {
+            store.remove(&key);
+        }
+    }
+    let second = Cluster::lead_for_real(2, stores).await;
+    let told = second.until_state(JOB, JobState::Failed).await.failure;
+    assert_eq!(told.unwrap().to_string(), failure.to_string());
+}

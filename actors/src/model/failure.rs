@@ -134,6 +134,12 @@ pub enum FailureKind {
         /// What was violated.
         message: String,
     },
+    /// What a job's last record says it failed by, when nothing else of its leader is left: the words are all that is known.
+    #[error("{message}")]
+    Recorded {
+        /// The failure with its place, as its leader told it.
+        message: String,
+    },
 }
 
 impl FailureKind {
@@ -163,7 +169,8 @@ impl FailureKind {
             | Self::NoSlots { .. }
             | Self::CancellationTimeout { .. }
             | Self::Actor { .. }
-            | Self::Internal { .. } => Recoverability::Recoverable,
+            | Self::Internal { .. }
+            | Self::Recorded { .. } => Recoverability::Recoverable,
         }
     }
 

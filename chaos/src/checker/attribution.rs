@@ -143,7 +143,10 @@ fn explains(strike: &Struck, cause: &FailureKind, tolerance: Tolerance) -> bool 
         FailureKind::IncompatibleState { .. } => is_store,
         // Code that was made to fail, and whoever waited for its answer.
         FailureKind::Internal { .. } => is_code,
-        FailureKind::Limit { .. } | FailureKind::BuildMismatch { .. } => false,
+        // The last one ends a job, and begins no recovery.
+        FailureKind::Limit { .. }
+        | FailureKind::BuildMismatch { .. }
+        | FailureKind::Recorded { .. } => false,
     }
 }
 

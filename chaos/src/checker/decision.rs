@@ -88,7 +88,7 @@ mod tests {
         );
         let failure = |message: &str| {
             let message = format!("subtask 1 failed: {message}");
-            TaskFailure::of_job(FailureKind::Internal { message })
+            TaskFailure::of_job(FailureKind::Recorded { message })
         };
         let told = |leader: &[&RecoveryRecord]| -> Vec<RecoveryRecord> {
             leader.iter().copied().cloned().collect()

@@ -124,7 +124,7 @@ impl Master {
                 self.coordinator_state = CoordinatorState::Started;
                 self.notice("the job had ended already; only its result was missing".to_owned());
                 self.failure =
-                    message.map(|message| TaskFailure::of_job(FailureKind::Internal { message }));
+                    message.map(|message| TaskFailure::of_job(FailureKind::Recorded { message }));
                 self.phase = Phase::Ending {
                     state,
                     stage: EndStage::Stopping,
