@@ -27,7 +27,7 @@ use perennial_actors::model::{LeaderEpoch, Manifest, Record, RecordOutcome};
 use crate::oracle::{Counts, Positions, StateOracle};
 
 pub use attribution::{Struck, Tolerance, explain, explain_by_any_clock};
-pub use decision::is_refused;
+pub use decision::{is_refused, is_takeover};
 pub use detection::{found_out, was_led};
 pub use findings::{Findings, OutputRule, check_output};
 pub use history::{check_fencing, check_one_truth};

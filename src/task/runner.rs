@@ -14,6 +14,7 @@ use perennial_actors::model::{
 use perennial_actors::{CheckpointReply, StartedTask, TaskEvents, TaskRunner};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tracing::{debug, warn};
 
 use super::cell::TaskCell;
@@ -112,7 +113,7 @@ impl TaskRunner for LocalTaskRunner {
         let bringing_up = self.options.handle.spawn(launch.run());
         let end = Box::pin(async move {
             bringing_up.await.unwrap_or_else(|error| {
-                let message = format!("starting the task ended: {error}");
+                let message = format!("starting the task {}", words_of(error));
                 TaskOutcome::Failed(Box::new(TaskFailure::of_attempt(
                     attempt,
                     FailureKind::Internal { message },
@@ -371,10 +372,39 @@ impl Launch {
     }
 }
 
+/// Without the number that tokio gives every task, so that the same failure always reads the same.
+fn words_of(end: JoinError) -> String {
+    let Ok(panic) = end.try_into_panic() else {
+        return "was cancelled".to_owned();
+    };
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("without a text"))
+}
+
 /// A thread's name shows 15 bytes.
 fn short(name: &str) -> String {
     name.chars()
         .filter(|c| !c.is_whitespace())
         .take(8)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second time it is another task; simulator seed 3020.
+    #[tokio::test]
+    async fn the_same_failure_to_start_reads_the_same_twice() {
+        for _ in 0..2 {
+            let text = tokio::spawn(async { panic!("no room") }).await.unwrap_err();
+            assert_eq!(words_of(text), "panicked: no room");
+            let format = tokio::spawn(async { panic!("no {}", "room") });
+            assert_eq!(words_of(format.await.unwrap_err()), "panicked: no room");
+            let cancelled = tokio::spawn(std::future::pending::<()>());
+            cancelled.abort();
+            assert_eq!(words_of(cancelled.await.unwrap_err()), "was cancelled");
+        }
+    }
 }

@@ -35,6 +35,12 @@ pub(super) fn parse(words: &str) -> Option<(&str, Decision)> {
     Some((name, decision))
 }
 
+/// Whether it is no failure that a strategy was asked about: another leader found the job.
+#[must_use]
+pub fn is_takeover(recovery: &RecoveryRecord) -> bool {
+    recovery.decision.starts_with("taken up again")
+}
+
 /// Whether a job that ended by `failure` did so because its strategy refused a restart. `told`: what each of its leaders told, the first
 /// one first; what a leader inherits may be less than its predecessor told.
 ///
@@ -43,7 +49,6 @@ pub(super) fn parse(words: &str) -> Option<(&str, Decision)> {
 #[must_use]
 pub fn is_refused(told: &[Vec<RecoveryRecord>], failure: Option<&TaskFailure>) -> bool {
     let refuses = |r: &RecoveryRecord| matches!(parse(&r.decision), Some((_, Decision::Refused)));
-    let is_takeover = |r: &RecoveryRecord| r.decision.starts_with("taken up again");
     let words = failure.map_or(String::new(), |f| f.kind.to_string());
     let is_about = |r: &RecoveryRecord| {
         std::iter::once(&r.cause)

@@ -12,10 +12,10 @@ use super::watch::View;
 use super::{Run, is_finished, may_fail, violation};
 use crate::checker::{
     Recorder, Recording, Struck, check_count, check_fencing, check_one_truth, check_restarts,
-    explain_by_any_clock, found_out, is_retired, was_led,
+    explain_by_any_clock, found_out, is_retired, is_takeover, was_led,
 };
 use crate::oracle::compare;
-use crate::plan::{Direction, Fault, Invariant, LinkFault, StoreFault, Target};
+use crate::plan::{Direction, Fault, FaultPlan, Invariant, LinkFault, StoreFault, Target, When};
 use crate::profile::ends_job;
 use crate::report::Violation;
 use leftovers::Baseline;
@@ -81,7 +81,7 @@ fn broken(result: anyhow::Result<()>) -> Vec<String> {
 
 impl Run<'_> {
     pub(super) fn check(&mut self, view: &View, recoveries: &[RecoveryRecord]) {
-        self.check_end(view);
+        self.check_end(view, recoveries);
         self.check_output(view);
         self.check_checkpoints();
         self.check_store_history();
@@ -105,14 +105,14 @@ impl Run<'_> {
     }
 
     /// L3.
-    fn check_end(&mut self, view: &View) {
+    fn check_end(&mut self, view: &View, recoveries: &[RecoveryRecord]) {
         let state = view.terminal();
         let status = view.status.as_ref();
         let cause = status
             .and_then(|s| s.failure.as_ref())
             .map(ToString::to_string);
-        let must_fail = self.struck.iter().any(|s| ends_job(&s.what));
-        let is_expected = may_end_so(state, must_fail, may_fail(self.plan), cause.as_deref());
+        let fatal = Fatal::of(self.plan, &self.struck, recoveries);
+        let is_expected = may_end_so(state, fatal, may_fail(self.plan), cause.as_deref());
         let mut what = Vec::new();
         if !is_expected && !self.judge.has_failed() {
             what.push(format!("the job ended as {state:?}: {cause:?}"));
@@ -292,18 +292,41 @@ impl Run<'_> {
     }
 }
 
-/// L3: whether a job may end in this state (`None`: it has not ended), by this cause. `must_fail`: a fault was struck that ends it;
-/// `may_fail`: the plan may leave nothing to restore from.
-fn may_end_so(
-    state: Option<JobState>,
-    must_fail: bool,
-    may_fail: bool,
-    cause: Option<&str>,
-) -> bool {
+/// Whether a fault was struck that ends the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fatal {
+    None,
+    Struck,
+    /// It was told to a leader, which keeps what is to be broken in its memory; another leads since.
+    Forgotten,
+}
+
+impl Fatal {
+    fn of(plan: &FaultPlan, struck: &[Struck], recoveries: &[RecoveryRecord]) -> Self {
+        let is_told = |s: &Struck| !matches!(plan.faults[s.fault].when, When::FaultPoint { .. });
+        let is_taken_over = |s: &Struck| {
+            let mut takeovers = recoveries.iter().filter(|r| is_takeover(r));
+            takeovers.any(|r| r.detected_ms >= s.at_ms)
+        };
+        let of = |s: &Struck| match is_told(s) && is_taken_over(s) {
+            true => Self::Forgotten,
+            false => Self::Struck,
+        };
+        let fatal = struck.iter().filter(|s| ends_job(&s.what));
+        fatal.fold(Self::None, |all, s| match (all, of(s)) {
+            (Self::Struck, _) => Self::Struck,
+            (Self::None | Self::Forgotten, one) => one,
+        })
+    }
+}
+
+/// L3: whether a job may end in this state (`None`: it has not ended), by this cause. `may_fail`: the plan may leave nothing to restore
+/// from.
+fn may_end_so(state: Option<JobState>, fatal: Fatal, may_fail: bool, cause: Option<&str>) -> bool {
     let says = |words: &str| cause.is_some_and(|c| c.contains(words));
     match state {
-        Some(JobState::Finished) => !must_fail,
-        Some(JobState::Failed) if must_fail => says("injected"),
+        Some(JobState::Finished) => fatal != Fatal::Struck,
+        Some(JobState::Failed) if fatal != Fatal::None => says("injected"),
         // The ladder's own words: nothing valid is left, or nothing that would not repeat output.
         Some(JobState::Failed) => {
             may_fail && (says("repeat committed output") || says("no valid checkpoint"))
@@ -339,6 +362,7 @@ mod tests {
     use perennial_actors::model::{InstanceId, ResourceId};
 
     use super::*;
+    use crate::checker::testing::{recovery, some_cause};
 
     #[test]
     fn a_part_has_nothing_foreign_and_nothing_twice() {
@@ -352,29 +376,71 @@ mod tests {
 
     #[test]
     fn a_job_ends_well_or_by_what_was_struck() {
+        use Fatal::{Forgotten, Struck};
         use JobState::{Canceled, Failed, Finished};
         let injected = Some("injected fault [1] in user code");
         let nothing_left = Some("no valid checkpoint is left");
         let other = Some("no slots");
-        for (state, must_fail, may_fail, cause, expected) in [
-            (Some(Finished), false, false, None, true),
-            (Some(Finished), true, false, None, false),
-            (Some(Failed), true, false, injected, true),
-            (Some(Failed), true, false, other, false),
-            (Some(Failed), true, false, None, false),
-            (Some(Failed), false, false, injected, false),
-            (Some(Failed), false, true, nothing_left, true),
-            (Some(Failed), false, true, other, false),
-            (Some(Failed), false, false, nothing_left, false),
-            (Some(Canceled), false, false, None, false),
-            (None, false, false, None, false),
+        for (state, fatal, may_fail, cause, expected) in [
+            (Some(Finished), Fatal::None, false, None, true),
+            (Some(Finished), Struck, false, None, false),
+            (Some(Finished), Forgotten, false, None, true),
+            (Some(Failed), Forgotten, false, injected, true),
+            (Some(Failed), Struck, false, injected, true),
+            (Some(Failed), Struck, false, other, false),
+            (Some(Failed), Struck, false, None, false),
+            (Some(Failed), Fatal::None, false, injected, false),
+            (Some(Failed), Fatal::None, true, nothing_left, true),
+            (Some(Failed), Fatal::None, true, other, false),
+            (Some(Failed), Fatal::None, false, nothing_left, false),
+            (Some(Canceled), Fatal::None, false, None, false),
+            (None, Fatal::None, false, None, false),
         ] {
             assert_eq!(
-                may_end_so(state, must_fail, may_fail, cause),
+                may_end_so(state, fatal, may_fail, cause),
                 expected,
                 "{state:?} by {cause:?}"
             );
         }
+    }
+
+    /// Process seed 146205: user code that is to panic for ever, and a JobManager that panics in the same breath.
+    #[test]
+    fn what_a_leader_was_told_is_over_with_it_and_what_a_node_holds_is_not() {
+        let mut plan: FaultPlan = serde_json::from_str(
+            r#"{"seed": 146205, "profile": "actors", "carrier": "process",
+            "cluster": {"job_managers": 2, "task_managers": 3, "slots": 1, "store": "disk"},
+            "workload": {"job": "abnormal-detection", "seed": 1, "events": 9, "rate": 9, "keys": 7, "parallelism": []},
+            "settings": {},
+            "faults": [{"when": "running", "where": "user-code", "what": {"user-panic": {"times": 4294967295}}}]}"#,
+        )
+        .unwrap();
+        let struck = Struck {
+            fault: 0,
+            what: plan.faults[0].what.clone(),
+            nodes: Vec::new(),
+            is_data_link: false,
+            is_store_link: false,
+            hits_job_manager: false,
+            at_ms: 1000,
+            healed_ms: None,
+        };
+        let taken_over = |at| RecoveryRecord {
+            decision: "taken up again by this JobManager, at once".to_owned(),
+            ..recovery(1, at, some_cause())
+        };
+        let of = |plan: &FaultPlan, recoveries: &[RecoveryRecord]| {
+            Fatal::of(plan, std::slice::from_ref(&struck), recoveries)
+        };
+        assert_eq!(Fatal::of(&plan, &[], &[taken_over(1000)]), Fatal::None);
+        assert_eq!(of(&plan, &[recovery(1, 1500, some_cause())]), Fatal::Struck);
+        assert_eq!(of(&plan, &[taken_over(999)]), Fatal::Struck);
+        assert_eq!(of(&plan, &[taken_over(1000)]), Fatal::Forgotten);
+        plan.faults[0].when = When::FaultPoint {
+            site: "on-open".to_owned(),
+            hit: 1,
+        };
+        assert_eq!(of(&plan, &[taken_over(1000)]), Fatal::Struck);
     }
 
     /// Half of the heartbeat timeout lost to others excuses a silence, and nothing but a silence.
