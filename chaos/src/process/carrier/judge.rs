@@ -85,7 +85,11 @@ impl Run<'_> {
         self.check_output(view);
         self.check_checkpoints();
         self.check_store_history();
-        let mut law = check_restarts(&self.settings.job.restart, recoveries);
+        let restart = &self.settings.job.restart;
+        let histories = view.histories().into_iter();
+        let mut law: Vec<_> = histories
+            .flat_map(|history| check_restarts(restart, &history))
+            .collect();
         law.extend(view.status.iter().flat_map(check_count));
         self.judge.all(Invariant::S5, law);
         self.check_causes(recoveries);

@@ -65,6 +65,14 @@ impl View {
             })
     }
 
+    /// The recoveries of each job, oldest first. Each job counts its own restarts: one that goes on from another's savepoint begins anew.
+    pub(super) fn histories(&self) -> Vec<Vec<RecoveryRecord>> {
+        let all: Vec<_> = self.recoveries.iter().collect();
+        all.chunk_by(|((one, ..), _), ((other, ..), _)| one == other)
+            .map(|history| history.iter().map(|(_, r)| (*r).clone()).collect())
+            .collect()
+    }
+
     fn take(&mut self, job: JobId, status: JobStatus) {
         for recovery in &status.recoveries {
             let key = (job, recovery.detected_ms, recovery.number);
@@ -209,4 +217,45 @@ impl Look {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::check_restarts;
+    use crate::checker::testing::{recovery, some_cause};
+    use perennial_config::{RestartSettings, RestartStrategy};
+
+    /// Process seed 146261: a job was rescaled, and both lost a TaskManager once.
+    #[test]
+    fn a_rescaled_job_counts_its_restarts_anew() {
+        let settings = RestartSettings {
+            strategy: RestartStrategy::FixedDelay {
+                attempts: 1000,
+                delay: Duration::from_millis(500),
+            },
+            is_strict: false,
+        };
+        let mut view = View::default();
+        for (job, at) in [(2, 1000), (1, 9000), (2, 1500)] {
+            let number = if at == 1500 { 2 } else { 1 };
+            let told = RecoveryRecord {
+                attempt: Some(format!("1.{}", number + 1)),
+                decision: format!("fixed-delay: attempt {number} of 1000, in 0.5 s"),
+                ..recovery(number, at, some_cause())
+            };
+            view.recoveries.insert((JobId(job), at, number), told);
+        }
+        let histories = view.histories();
+        assert_eq!(histories.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2]);
+        for history in &histories {
+            assert_eq!(check_restarts(&settings, history), Vec::<String>::new());
+        }
+        let all = histories.concat();
+        assert_eq!(
+            check_restarts(&settings, &all).len(),
+            1,
+            "taken for one job's"
+        );
+    }
 }
