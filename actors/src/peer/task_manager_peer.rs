@@ -21,6 +21,9 @@ use crate::rpc::{
     encode, wired,
 };
 
+/// Between two probes of a process that takes connections and breaks them; within the reconnect window.
+const PROBE_PAUSE: Duration = Duration::from_millis(10);
+
 pub(super) struct PeerArguments {
     pub(super) options: ListenerOptions,
     pub(super) location: TaskManagerLocation,
@@ -424,16 +427,25 @@ impl PeerState {
         };
         let (options, target) = (self.options.clone(), myself.clone());
         tokio::spawn(async move {
-            let result = dial(
-                &*options.transport,
-                &address,
-                &options.secret,
-                &options.entropy,
-                Hello::Probe.into(),
-                window,
-            )
-            .await
-            .map(|(_, welcome)| welcome.instance);
+            let give_up = Instant::now() + window;
+            let result = loop {
+                let result = dial(
+                    &*options.transport,
+                    &address,
+                    &options.secret,
+                    &options.entropy,
+                    Hello::Probe.into(),
+                    window,
+                )
+                .await;
+                match result {
+                    // A process that is ending takes connections for as long as its listener is not closed yet, and resets them.
+                    Err(error) if error.is_cut_off() && Instant::now() + PROBE_PAUSE < give_up => {
+                        tokio::time::sleep(PROBE_PAUSE).await;
+                    }
+                    result => break result.map(|(_, welcome)| welcome.instance),
+                }
+            };
             cast(&target, PeerMessage::Probed(number, result));
         });
     }

@@ -65,6 +65,12 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
+    /// Whether somebody took the connection and broke it before saying who is there.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        matches!(self, Self::Broken(_))
+    }
+
     /// Whether the operating system at the other end said that nobody listens: the process is gone.
     #[must_use]
     pub fn is_refused(&self) -> bool {

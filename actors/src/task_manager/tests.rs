@@ -13,7 +13,7 @@ use crate::fault::{ActorFault, NodeFault, PeerFault, TaskManagerInjection};
 use crate::model::message::*;
 use crate::model::*;
 use crate::peer::*;
-use crate::rpc::TcpTransport;
+use crate::rpc::{TcpTransport, Transport as _};
 use crate::task_runner::*;
 
 fn failure(attempt: ExecutionAttemptId) -> TaskFailure {
@@ -249,6 +249,27 @@ async fn a_killed_process_is_lost_at_once() {
         "{:?}",
         before.elapsed()
     );
+    assert!(cause.contains("does not listen any more"), "{cause}");
+}
+
+/// The kernel closes what a killed process has open one after the other: its connections may break before its listener is gone.
+#[tokio::test(start_paused = true)]
+async fn a_killed_process_that_still_takes_connections_is_lost_when_it_takes_no_more() {
+    let (mut cluster, _peer) = Cluster::running(|_| {}).await;
+    let before = Instant::now();
+    cluster.network.kill("tm");
+    let dying = cluster.network.node("tm");
+    let address = cluster.task_manager.probe_address();
+    let mut listener = dying.listen(address).await.unwrap();
+    tokio::spawn(async move {
+        let until = Instant::now() + WINDOW / 4;
+        while let Ok(taken) = tokio::time::timeout_at(until, listener.accept()).await {
+            drop(taken);
+        }
+    });
+    let (_, cause) = cluster.job_manager.lost().await;
+    let waited = before.elapsed();
+    assert!(waited >= WINDOW / 4 && waited < WINDOW / 2, "{waited:?}");
     assert!(cause.contains("does not listen any more"), "{cause}");
 }
 
