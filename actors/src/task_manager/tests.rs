@@ -13,7 +13,7 @@ use crate::fault::{ActorFault, NodeFault, PeerFault, TaskManagerInjection};
 use crate::model::message::*;
 use crate::model::*;
 use crate::peer::*;
-use crate::rpc::{TcpTransport, Transport as _};
+use crate::rpc::TcpTransport;
 use crate::task_runner::*;
 
 fn failure(attempt: ExecutionAttemptId) -> TaskFailure {
