@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -14,29 +12,12 @@ use perennial::state::{
     CaptureProgress, CaptureRequest, KeyedBackend, KeyedState, StateLimits, ValueState,
 };
 use perennial_actors::model::{CheckpointId, KeyGroupRange, SnapshotKind, SubtaskIndex};
+use perennial_bench::mix_map::MixMap;
 
 /// Accesses of one iteration.
 const ACCESSES: u64 = 10_000;
 const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
 const MAX_PARALLELISM: u32 = 128;
-
-/// Splitmix64: good enough for numbers, and what the state's own hash costs about.
-#[derive(Default)]
-struct MixHasher(u64);
-
-impl Hasher for MixHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {}
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = mix(n);
-    }
-}
-
-type Bare = HashMap<u64, u64, BuildHasherDefault<MixHasher>>;
 
 fn backend(keys: u64) -> (KeyedBackend<u64>, ValueState<u64>) {
     let range = KeyGroupRange::of(SubtaskIndex(0), 1, MAX_PARALLELISM);
@@ -93,7 +74,7 @@ fn access(c: &mut Criterion) {
                 }
             });
         });
-        let mut bare: Bare = (0..keys).map(|key| (key, 0)).collect();
+        let mut bare: MixMap<u64> = (0..keys).map(|key| (key, 0)).collect();
         group.bench_function(BenchmarkId::new("bare hash map", keys), |b| {
             b.iter(|| {
                 for _ in 0..ACCESSES {
@@ -124,7 +105,7 @@ fn pre_images(c: &mut Criterion) {
             checkpoint(&mut state_backend, number, number.checked_sub(1));
         });
     });
-    let mut bare: Bare = (0..keys).map(|key| (key, 0)).collect();
+    let mut bare: MixMap<u64> = (0..keys).map(|key| (key, 0)).collect();
     group.bench_function("bare hash map, copied as a whole", |b| {
         b.iter(|| {
             for key in 0..keys {

@@ -9,6 +9,7 @@
 
 pub mod jobs;
 pub mod marks;
+pub mod mix_map;
 pub mod nexmark;
 
 #[cfg(feature = "runner")]

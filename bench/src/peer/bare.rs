@@ -3,16 +3,13 @@
 //! Where records change hands in the job, each thread keeps what it has made: what it finds out is then not the job's output, and only
 //! the time counts.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
-use perennial::connector::mix;
 use perennial::jobs::keyed_count::event;
 use perennial_actors::clock::Instant;
 
 use crate::figures::{Measurement, Metric};
 use crate::jobs::digest::Digest;
 use crate::jobs::passthrough;
+use crate::mix_map::MixMap;
 
 /// As many as the jobs have subtasks.
 const THREADS: usize = 2;
@@ -26,24 +23,9 @@ pub enum Loop {
     Passthrough,
 }
 
-#[derive(Default)]
-struct MixHasher(u64);
-
-impl Hasher for MixHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _bytes: &[u8]) {}
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = mix(n);
-    }
-}
-
 /// Every second event, with half of the keys.
 fn keyed_count(events: u64, keys: u64, part: u64) -> Digest {
-    let mut counts: HashMap<u64, u64, BuildHasherDefault<MixHasher>> = HashMap::default();
+    let mut counts: MixMap<u64> = MixMap::default();
     let mut digest = Digest::default();
     for sequence in (part..events).step_by(THREADS) {
         let event = event(sequence, keys);
