@@ -1,5 +1,6 @@
 //! Gets Flink and compiles its jobs: everything below one folder, nothing else on the machine is changed.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -102,13 +103,16 @@ impl Installation {
     ) -> Result<(), SetupError> {
         let mut sources = Vec::new();
         java_files(Path::new(SOURCES), &mut sources).map_err(error(Path::new(SOURCES)))?;
-        let modified = |path: &Path| path.metadata().and_then(|m| m.modified());
-        if let Ok(compiled) = modified(&self.jar)
-            && sources
-                .iter()
-                .all(|s| modified(s).is_ok_and(|m| m < compiled))
-        {
+        let fingerprint = fingerprint(&sources).map_err(error(Path::new(SOURCES)))?;
+        // Beside the jar. File times say nothing: those of a fresh checkout may be older than a jar of other sources.
+        let packed = self.jar.with_extension("sources");
+        let is_current = std::fs::read_to_string(&packed).is_ok_and(|of| of == fingerprint);
+        if is_current && self.jar.is_file() {
             return Ok(());
+        }
+        // First away and written last: what is interrupted between leaves a jar that is made again.
+        if packed.is_file() {
+            std::fs::remove_file(&packed).map_err(error(&packed))?;
         }
         let classes = folder.join("classes");
         if classes.is_dir() {
@@ -130,8 +134,21 @@ impl Installation {
             .arg("-C")
             .arg(&classes)
             .arg(".");
-        run(&mut jar, "jar", "a JDK", "pack the jobs for Flink")
+        run(&mut jar, "jar", "a JDK", "pack the jobs for Flink")?;
+        std::fs::write(&packed, fingerprint).map_err(error(&packed))
     }
+}
+
+/// Tells names and contents of sources, and the release they are compiled for, apart from others.
+fn fingerprint(sources: &[PathBuf]) -> std::io::Result<String> {
+    let mut hasher = DefaultHasher::new();
+    VERSION.hash(&mut hasher);
+    for path in sources {
+        // Not where the checkout lies.
+        let name = path.strip_prefix(SOURCES).unwrap_or(path);
+        (name, std::fs::read(path)?).hash(&mut hasher);
+    }
+    Ok(format!("{:016x}\n", hasher.finish()))
 }
 
 fn unpack<E: FnOnce(std::io::Error) -> SetupError>(
@@ -206,4 +223,36 @@ fn run(
         what: what.to_owned(),
         output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names and contents count, times do not.
+    #[test]
+    fn a_jar_is_renewed_when_a_source_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let write = |name: &str, text: &str| std::fs::write(path(name), text).unwrap();
+        let now = || {
+            let mut sources = Vec::new();
+            java_files(folder.path(), &mut sources).unwrap();
+            fingerprint(&sources).unwrap()
+        };
+        write("A.java", "a");
+        let before = now();
+        write("A.java", "a");
+        write("notes.txt", "no source");
+        assert_eq!(now(), before);
+        write("A.java", "b");
+        assert_ne!(now(), before);
+        write("A.java", "a");
+        write("B.java", "");
+        assert_ne!(now(), before);
+        std::fs::remove_file(path("B.java")).unwrap();
+        assert_eq!(now(), before);
+        std::fs::rename(path("A.java"), path("C.java")).unwrap();
+        assert_ne!(now(), before);
+    }
 }
