@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::jobs::digest::Digest;
 use crate::marks::Mark;
 
 /// A figure of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// Million events per second over the second half of the input, by the sources' own marks.
@@ -75,28 +75,25 @@ impl Metric {
 }
 
 /// One run of one peer.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// What was measured.
     pub metrics: BTreeMap<Metric, f64>,
     /// What came out, where the workload's output is bounded.
-    #[serde(serialize_with = "as_text")]
     pub output: Option<Digest>,
 }
 
-fn as_text<S: serde::Serializer>(output: &Option<Digest>, s: S) -> Result<S::Ok, S::Error> {
-    output.as_ref().map(ToString::to_string).serialize(s)
-}
-
 impl Measurement {
-    /// Adds a figure.
+    /// Adds a figure; one that is not finite is none, and JSON has no word for it.
     pub fn set(&mut self, metric: Metric, value: f64) {
-        self.metrics.insert(metric, value);
+        if value.is_finite() {
+            self.metrics.insert(metric, value);
+        }
     }
 }
 
 /// Several values, by their middle and ends.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
     /// The middle one.
     pub median: f64,
@@ -126,6 +123,18 @@ impl Spread {
             max: *values.last()?,
             runs: values.len(),
         })
+    }
+
+    /// Each value turned into another.
+    #[must_use]
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
+        let (one, other) = (change(self.min), change(self.max));
+        Self {
+            median: change(self.median),
+            min: one.min(other),
+            max: one.max(other),
+            runs: self.runs,
+        }
     }
 }
 
@@ -241,5 +250,7 @@ mod tests {
         assert_eq!(Spread::of([1.0, 2.0]).unwrap().median, 1.5);
         assert_eq!(Spread::of([]), None);
         assert_eq!(spread.to_string(), "2.00 (1.00-3.00)");
+        let left = spread.map(|value| 1.0 - value);
+        assert_eq!((left.median, left.min, left.max), (-1.0, -2.0, 0.0));
     }
 }

@@ -4,11 +4,13 @@ use perennial::batch::{Batch, Record};
 use perennial::connector::{Sink, SinkWriter, SubtaskContext, mix};
 use perennial::error::FunctionResult;
 use perennial::jobs::keyed_count::Event;
+use serde::{Deserialize, Serialize};
 
 use crate::marks::Marks;
 
-/// Number and checksum of records.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Number and checksum of records. As JSON it is its text: many readers of JSON would round numbers of 64 bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Digest {
     /// How many; those taken back count negatively, modulo 2^64.
     pub count: u64,
@@ -36,9 +38,37 @@ impl Digest {
     }
 }
 
+/// Between number and checksum.
+const BETWEEN: &str = " records, checksum ";
+
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} records, checksum {:016x}", self.count, self.sum)
+        write!(f, "{}{BETWEEN}{:016x}", self.count, self.sum)
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+/// Text that is no digest.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no digest, which is `<count>{BETWEEN}<16 hexadecimal digits>`")]
+pub struct NotADigest(String);
+
+impl TryFrom<String> for Digest {
+    type Error = NotADigest;
+
+    fn try_from(text: String) -> Result<Self, NotADigest> {
+        let parsed = text.split_once(BETWEEN).and_then(|(count, sum)| {
+            Some(Self {
+                count: count.parse().ok()?,
+                sum: u64::from_str_radix(sum, 16).ok()?,
+            })
+        });
+        parsed.ok_or(NotADigest(text))
     }
 }
 
@@ -142,5 +172,22 @@ mod tests {
         assert_ne!(one, digest(&[(1, 2, 3), (1, 2, 3)]));
         // What Digest.java must come to as well.
         assert_eq!(7_u64.digest(), 0xc584_133a_c916_ab3c);
+    }
+
+    /// What stands in results is what is read back, and nothing else is taken for it.
+    #[test]
+    fn the_text_of_a_digest_can_be_read_back() {
+        for (count, sum) in [(0, 0), (12, 0xab), (u64::MAX, u64::MAX)] {
+            let digest = Digest { count, sum };
+            assert_eq!(Digest::try_from(digest.to_string()).unwrap(), digest);
+        }
+        for text in [
+            "",
+            "1 records",
+            "-1 records, checksum 00",
+            "1 records, checksum x",
+        ] {
+            assert!(Digest::try_from(text.to_owned()).is_err(), "{text}");
+        }
     }
 }
