@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::figures::{Metric, short};
+use crate::figures::{Metric, Spread, short};
 use crate::report::results::{Results, Side};
 
 /// Whether a bar is reached.
@@ -24,15 +24,15 @@ pub struct Judged {
     pub what: String,
     /// The bar.
     pub wanted: String,
-    /// The figure.
+    /// The figure: a middle, with the least and the most where it has some.
     pub found: Option<String>,
     /// See [`Verdict`].
     pub verdict: Verdict,
 }
 
-/// A figure and the unit it is shown with.
+/// A figure, of which the middle is judged, and the unit it is shown with.
 struct Figure {
-    value: Option<f64>,
+    spread: Option<Spread>,
     unit: &'static str,
 }
 
@@ -51,14 +51,14 @@ fn judged(
     bar: f64,
     is_met: impl Fn(f64) -> bool,
 ) -> Judged {
-    let show = |value: f64| format!("{}{}", short(value), figure.unit);
+    let unit = figure.unit;
     Judged {
         what: what.into(),
-        wanted: format!("{relation} {}", show(bar)),
-        found: figure.value.map(show),
-        verdict: match figure.value {
+        wanted: format!("{relation} {}{unit}", short(bar)),
+        found: figure.spread.map(|spread| format!("{spread}{unit}")),
+        verdict: match figure.spread {
             None => Verdict::NotMeasured,
-            Some(value) if is_met(value) => Verdict::Met,
+            Some(spread) if is_met(spread.median) => Verdict::Met,
             Some(_) => Verdict::Missed,
         },
     }
@@ -96,15 +96,14 @@ pub fn judge(results: &Results) -> Vec<Judged> {
     }
     bars.push(look.ten_million_keys());
     for (workload, bar) in [("passthrough", 80.0), ("keyed-count-1e6", 50.0)] {
-        let share = look.advantage(workload, Side::Bare).value;
-        let figure = percent(share);
+        let figure = percent(look.advantage(workload, Side::Bare).spread);
         bars.push(at_least(
             format!("{workload} against the bare loop"),
             &figure,
             bar,
         ));
     }
-    let cost = look.cost("keyed-count-1e6", "keyed-count-1e6-cp1s");
+    let cost = look.cost("keyed-count-1e6-long", "keyed-count-1e6-long-cp1s");
     bars.push(at_most(
         "cost of a checkpoint every second, 1e6 keys",
         &percent(cost),
@@ -116,9 +115,9 @@ pub fn judge(results: &Results) -> Vec<Judged> {
         &percent(cost),
         5.0,
     ));
-    let pause = look.worst("keyed-count-1e6-cp1s", Metric::LongestPause);
+    let pause = look.worst("keyed-count-1e6-long-cp1s", Metric::LongestPause);
     bars.push(at_most(
-        "longest pause of a task meanwhile",
+        "longest pause of a task meanwhile, 1e6 keys",
         &pause.unit(" ms"),
         5.0,
     ));
@@ -136,26 +135,17 @@ pub fn judge(results: &Results) -> Vec<Judged> {
         );
         bars.push(at_most(what, &growth, 1.3));
     }
-    let cores = look.growth(
-        "keyed-count-1e6-one-core",
-        "keyed-count-1e6",
-        Metric::WarmRate,
-    );
+    let (one, all) = ("keyed-count-1e6-one-core", "keyed-count-1e6");
+    let cores = look.growth(one, all, look.rate(&[one, all]));
     bars.push(at_least("two cores over one, keyed-count-1e6", &cores, 1.7));
     recoveries(&look, &mut bars);
-    let ours = look.ours("latency", Metric::LatencyP99).value;
-    for (what, workload, bar) in [
-        ("Flink's at buffer timeout 0", "latency-buffer-0", 100.0),
-        ("Flink's default", "latency", 10.0),
-    ] {
-        let theirs = results.median(workload, Side::Rival, Metric::LatencyP99);
-        let share = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
-        bars.push(at_most(
-            format!("latency p99 at half load, of {what}"),
-            &percent(share),
-            bar,
-        ));
-    }
+    let of = "latency p99 at half load, of Flink's";
+    let share = look.latency_share();
+    let what = format!("{of} at buffer timeout 0");
+    bars.push(at_most(what, &percent(share), 100.0));
+    let share = look.share("latency", Metric::LatencyP99);
+    let what = format!("{of} default");
+    bars.push(at_most(what, &percent(share), 10.0));
     let start = look.ours("start", Metric::FirstRecord);
     bars.push(at_most("start to first record", &start, 200.0));
     let idle = look.ours("idle", Metric::IdleMemory);
@@ -196,9 +186,9 @@ fn recoveries(look: &Look<'_>, bars: &mut Vec<Judged>) {
     ));
 }
 
-fn percent(share: Option<f64>) -> Figure {
+fn percent(share: Option<Spread>) -> Figure {
     Figure {
-        value: share.map(|share| share * 100.0),
+        spread: share.map(|share| share.map(|share| share * 100.0)),
         unit: " %",
     }
 }
@@ -214,54 +204,64 @@ struct Look<'a>(&'a Results);
 impl Look<'_> {
     /// How many times as good as another side.
     fn advantage(&self, workload: &str, over: Side) -> Figure {
-        let value = self.0.outcome(workload).and_then(|one| {
-            let advantage = one.advantage(over, one.compared())?;
-            Some(advantage.median)
-        });
-        Figure { value, unit: "x" }
+        let outcome = self.0.outcome(workload);
+        let spread = outcome.and_then(|one| one.advantage(over, one.compared()));
+        Figure { spread, unit: "x" }
     }
 
     /// Of ours.
     fn ours(&self, workload: &str, metric: Metric) -> Figure {
+        let outcome = self.0.outcome(workload);
         Figure {
-            value: self.0.median(workload, Side::Perennial, metric),
+            spread: outcome.and_then(|one| one.spread(Side::Perennial, metric)),
             unit: " ms",
         }
     }
 
     /// The most of all our runs, with whatever it was compared to.
     fn worst(&self, workload: &str, metric: Metric) -> Figure {
-        let all = self
-            .0
-            .outcomes
-            .iter()
-            .filter(|one| one.workload == workload);
+        let all = self.0.all(workload);
         let spreads = all.filter_map(|one| one.spread(Side::Perennial, metric));
         Figure {
-            value: spreads.map(|spread| spread.max).reduce(f64::max),
+            spread: Spread::of(spreads.map(|spread| spread.max).reduce(f64::max)),
             unit: " ms",
         }
     }
 
     /// Ours as a share of Flink's.
-    fn share(&self, workload: &str, metric: Metric) -> Option<f64> {
-        let outcome = self.0.outcome(workload)?;
-        Some(1.0 / outcome.advantage(Side::Rival, metric)?.median)
+    fn share(&self, workload: &str, metric: Metric) -> Option<Spread> {
+        let advantage = self.0.outcome(workload)?.advantage(Side::Rival, metric);
+        Some(advantage?.map(|advantage| 1.0 / advantage))
     }
 
-    /// What of our rate is lost from one workload to another.
-    fn cost(&self, without: &str, with: &str) -> Option<f64> {
-        let rate = |workload| {
-            let outcome = self.0.outcome(workload)?;
-            Some(outcome.spread(Side::Perennial, outcome.compared())?.median)
-        };
-        Some(1.0 - rate(with)? / rate(without)?)
+    /// Our latency as we are shipped, as a share of Flink's with what makes it fastest: of the pass in which that was best.
+    fn latency_share(&self) -> Option<Spread> {
+        let theirs = self.0.outcome("latency-buffer-0")?;
+        let ours = self.0.beside(theirs, "latency")?;
+        let pairs = ours.pairs(Side::Perennial, (theirs, Side::Rival), Metric::LatencyP99);
+        Spread::of(pairs.map(|(ours, theirs)| ours / theirs))
     }
 
+    /// The rate that all of these have: that of the warm half, unless a run was too short to have one.
+    fn rate(&self, workloads: &[&str]) -> Metric {
+        let mut all = workloads.iter().flat_map(|workload| self.0.all(workload));
+        if all.all(|one| one.compared() == Metric::WarmRate) {
+            Metric::WarmRate
+        } else {
+            Metric::Rate
+        }
+    }
+
+    /// What of our rate is lost from one workload to another, run by run.
+    fn cost(&self, without: &str, with: &str) -> Option<Spread> {
+        let kept = self.0.ratios(with, without, self.rate(&[with, without]))?;
+        Some(kept.map(|kept| 1.0 - kept))
+    }
+
+    /// How much more a figure of ours is in one workload than in another, run by run.
     fn growth(&self, from: &str, to: &str, metric: Metric) -> Figure {
-        let value = |workload| self.0.median(workload, Side::Perennial, metric);
         Figure {
-            value: value(to).zip(value(from)).map(|(to, from)| to / from),
+            spread: self.0.ratios(to, from, metric),
             unit: "x",
         }
     }
@@ -271,7 +271,7 @@ impl Look<'_> {
         const WORKLOAD: &str = "keyed-count-1e7";
         let what = "keyed-count-1e7 against Flink, or else the bare loop";
         let flink = at_least(what, &self.advantage(WORKLOAD, Side::Rival), 4.0);
-        let bare = self.advantage(WORKLOAD, Side::Bare).value;
+        let bare = self.advantage(WORKLOAD, Side::Bare).spread;
         let bare = at_least(what, &percent(bare), 60.0);
         let both = |one: &str, other: &str| format!("{one}, or {other} of the loop");
         let found = flink.found.as_deref().zip(bare.found.as_deref());
@@ -292,26 +292,39 @@ impl Look<'_> {
 mod tests {
     use super::*;
     use crate::figures::Measurement;
+    use crate::peer::flink::Collector;
+    use crate::plan::PeerName;
     use crate::report::results::Outcome;
     use crate::workload::{Profile, table};
 
-    fn results(workload: &str, metric: Metric, ours: f64, theirs: f64) -> Results {
+    /// A run of each peer for each value.
+    fn add(results: &mut Results, workload: &str, metric: Metric, runs: &[(f64, f64)]) {
         let table = table(Profile::Full);
         let workload = table.iter().find(|one| one.name == workload).unwrap();
-        let mut outcome = Outcome::new(workload, Some("flink-g1"));
-        for (peer, value) in [("perennial", ours), ("flink-g1", theirs)] {
-            let mut measurement = Measurement::default();
-            measurement.set(metric, value);
-            outcome.add(peer, measurement);
+        let mut outcome = Outcome::new(workload, Collector::G1, true);
+        for (ours, theirs) in runs {
+            for (peer, value) in [("perennial", ours), ("flink-g1", theirs)] {
+                let mut measurement = Measurement::default();
+                measurement.set(metric, *value);
+                outcome.add(peer, measurement);
+            }
         }
-        let mut results = Results::new(Profile::Full);
-        results.outcomes.push(outcome);
+        results.put(outcome);
+    }
+
+    fn results(workload: &str, metric: Metric, ours: f64, theirs: f64) -> Results {
+        let mut results = Results::new(Profile::Full, 1.0);
+        add(&mut results, workload, metric, &[(ours, theirs)]);
         results
     }
 
+    fn bar(results: &Results, what: &str) -> Judged {
+        let mut bars = judge(results).into_iter();
+        bars.find(|bar| bar.what == what).unwrap()
+    }
+
     fn verdict(results: &Results, what: &str) -> Verdict {
-        let bars = judge(results);
-        bars.iter().find(|bar| bar.what == what).unwrap().verdict
+        bar(results, what).verdict
     }
 
     /// Of rates more is better, of times less; what was left out is not called met.
@@ -341,5 +354,82 @@ mod tests {
         bare.set(Metric::WarmRate, 9.0);
         results.outcomes[0].add("bare", bare);
         assert_eq!(verdict(&results, what), Verdict::Met);
+    }
+
+    /// The machine is half as fast in every second run: by their medians checkpoints would cost half, and by pairs they cost a sixteenth.
+    #[test]
+    fn costs_are_those_of_pairs_of_runs_with_their_spread() {
+        let mut results = Results::new(Profile::Full, 1.0);
+        let (without, with) = ("keyed-count-1e6-long", "keyed-count-1e6-long-cp1s");
+        let what = "cost of a checkpoint every second, 1e6 keys";
+        let rates = |rates: [f64; 3]| rates.map(|rate| (rate, 1.0));
+        add(
+            &mut results,
+            without,
+            Metric::WarmRate,
+            &rates([40.0, 20.0, 40.0]),
+        );
+        assert_eq!(verdict(&results, what), Verdict::NotMeasured);
+        add(
+            &mut results,
+            with,
+            Metric::WarmRate,
+            &rates([37.5, 18.75, 20.0]),
+        );
+        let judged = bar(&results, what);
+        assert_eq!(judged.found.as_deref(), Some("6.25 (6.25-50.0) %"));
+        assert_eq!(verdict(&results, what), Verdict::Met);
+    }
+
+    /// Ours at default settings against theirs at the best, run by run.
+    #[test]
+    fn our_default_latency_is_compared_with_flinks_at_buffer_timeout_0() {
+        let mut results = Results::new(Profile::Full, 1.0);
+        let p99 = Metric::LatencyP99;
+        add(&mut results, "latency", p99, &[(5.0, 90.0), (10.0, 90.0)]);
+        add(
+            &mut results,
+            "latency-buffer-0",
+            p99,
+            &[(1.0, 10.0), (1.0, 10.0)],
+        );
+        let judged = bar(
+            &results,
+            "latency p99 at half load, of Flink's at buffer timeout 0",
+        );
+        assert_eq!(judged.found.as_deref(), Some("75.0 (50.0-100) %"));
+    }
+
+    /// Whatever a bar asks for is measured by `full`: with every workload of it done, none is left unjudged.
+    #[test]
+    fn full_measures_what_every_bar_asks_for() {
+        let metrics = [
+            Metric::WarmRate,
+            Metric::IdleMemory,
+            Metric::FirstRecord,
+            Metric::LatencyP99,
+            Metric::CheckpointTime,
+            Metric::CheckpointSize,
+            Metric::LongestPause,
+        ];
+        let mut results = Results::new(Profile::Full, 1.0);
+        let mut whole = Measurement::default();
+        for metric in metrics {
+            whole.set(metric, 1.0);
+        }
+        for workload in table(Profile::Full) {
+            let pass = Collector::Parallel;
+            let mut outcome = Outcome::new(&workload, pass, true);
+            let mut peers = vec![PeerName::Perennial];
+            peers.extend(workload.has_rival.then_some(PeerName::Flink));
+            peers.extend(workload.bare().map(|_| PeerName::Bare));
+            for peer in peers {
+                outcome.add(peer.name(pass), whole.clone());
+            }
+            results.put(outcome);
+        }
+        for bar in judge(&results) {
+            assert_ne!(bar.verdict, Verdict::NotMeasured, "{}", bar.what);
+        }
     }
 }

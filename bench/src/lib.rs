@@ -23,6 +23,8 @@ pub mod machine;
 #[cfg(feature = "runner")]
 pub mod peer;
 #[cfg(feature = "runner")]
+pub mod plan;
+#[cfg(feature = "runner")]
 pub mod report;
 #[cfg(feature = "runner")]
 pub mod runner;

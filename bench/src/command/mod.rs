@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 
+use crate::plan::{PeerName, Plan};
 use crate::report;
-use crate::runner::{PeerName, Plan, run};
+use crate::report::results::Results;
+use crate::runner::run;
 use crate::workload::Profile;
 use progress::Progress;
 
@@ -34,7 +36,7 @@ struct Cli {
     /// Workloads to measure, by name or its beginning, e.g. keyed-count,shuffle [default: all of the profile]
     #[arg(long, value_name = "WORKLOADS", value_delimiter = ',')]
     only: Vec<String>,
-    /// Runs of each peer and workload [default: by workload; in full at least 5 where rates are measured]
+    /// Runs of each peer and workload [default: by workload; in full 5 where rates are measured, 3 where Flink takes minutes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
     /// Multiplies the number of events of bounded jobs; below 1 only to try things out, what is measured then says nothing
@@ -49,6 +51,9 @@ struct Cli {
         default_value = "perennial,flink,bare"
     )]
     peers: Vec<PeerName>,
+    /// Goes on with the results that --out has: what is complete is skipped, what lacks a run is measured anew with all that takes turns with it
+    #[arg(long)]
+    resume: bool,
     /// Directory of results.json and report.html
     #[arg(long, value_name = "DIR", default_value = ".perennial/bench")]
     out: PathBuf,
@@ -106,9 +111,13 @@ fn execute(cli: Cli) -> anyhow::Result<bool> {
         return Ok(true);
     }
     std::fs::create_dir_all(&cli.out)?;
+    let mut results = Results::new(plan.profile, plan.scale);
+    if cli.resume {
+        results = report::resume(&cli.out, results)?;
+    }
     let progress = Progress::new();
     let keep = |results: &_| report::write(results, &cli.out);
-    let results = run(&plan, &progress, keep)?;
+    let results = run(&plan, results, &progress, keep)?;
     progress.finish();
     progress::line(&report::text(&results));
     for file in [report::JSON, report::PAGE] {

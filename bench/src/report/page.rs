@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::picture::draw;
 use super::results::{Results, Side};
-use super::tables::{DETAILS, advantage, cell, reasons};
+use super::tables::{DETAILS, advantage, calls, cell, reasons};
 use crate::bars::{Judged, Verdict};
 use crate::figures::Metric;
 
@@ -39,6 +39,7 @@ pub(super) fn render(results: &Results, bars: &[Judged]) -> anyhow::Result<Strin
                     (results.processors) " × " (results.processor) ". Peers took turns; median (least-most) of the runs; Flink with the collector that did better. "
                     "“vs” is run by run, above 1 is better for Perennial."
                 }
+                @if let Some(calls) = calls(results) { p { (calls) } }
                 @for picture in &pictures { (PreEscaped(picture)) }
                 h2 { "Figures" }
                 (figures(results))

@@ -1,12 +1,14 @@
 //! All measurements of a run, and the figures that are compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::figures::{Measurement, Metric, Spread};
 use crate::machine;
 use crate::marks::now_us;
+use crate::peer::flink::Collector;
+use crate::plan::PeerName;
 use crate::workload::{Profile, Workload};
 
 /// Who is compared.
@@ -21,7 +23,7 @@ pub enum Side {
 }
 
 /// Runs of one peer.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Runs {
     /// Those that succeeded, in their order.
     pub measurements: Vec<Measurement>,
@@ -32,10 +34,14 @@ pub struct Runs {
 }
 
 /// One workload, measured in turns.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Its name.
     pub workload: String,
+    /// In which pass; there is one for each collector of Flink.
+    pub pass: Collector,
+    /// When, in seconds since the epoch.
+    pub began: u64,
     /// What it is.
     pub about: String,
     /// What is compared.
@@ -53,14 +59,17 @@ pub struct Outcome {
 impl Outcome {
     /// Nothing is measured yet.
     #[must_use]
-    pub fn new(workload: &Workload, rival: Option<&str>) -> Self {
+    pub fn new(workload: &Workload, pass: Collector, has_flink: bool) -> Self {
+        let rival = (has_flink && workload.has_rival).then(|| pass.peer().to_owned());
         Self {
             workload: workload.name.clone(),
+            pass,
+            began: now_us() / 1_000_000,
             about: workload.about.clone(),
             headline: workload.headline,
             keys: workload.keys,
             events: workload.events,
-            rival: rival.filter(|_| workload.has_rival).map(str::to_owned),
+            rival,
             peers: BTreeMap::new(),
         }
     }
@@ -88,26 +97,39 @@ impl Outcome {
         runs.is_some_and(|runs| runs.impossible.is_some() || runs.failure.is_some())
     }
 
+    /// Whether nothing is left to measure: each of these peers has its runs, or can have none. Other sizes than those of today's table do
+    /// not count.
+    pub(crate) fn is_complete(&self, workload: &Workload, wanted: &[(PeerName, usize)]) -> bool {
+        let has = |(peer, wanted): &(PeerName, usize)| {
+            self.peers.get(peer.name(self.pass)).is_some_and(|runs| {
+                let is_done = runs.failure.is_none() && runs.measurements.len() >= *wanted;
+                is_done || runs.impossible.is_some()
+            })
+        };
+        (self.events, self.keys) == (workload.events, workload.keys) && wanted.iter().all(has)
+    }
+
     /// Runs of one side.
     #[must_use]
     pub fn side(&self, side: Side) -> Option<&Runs> {
         self.peers.get(match side {
-            Side::Perennial => "perennial",
+            Side::Perennial => PeerName::Perennial.name(self.pass),
             Side::Rival => self.rival.as_deref()?,
-            Side::Bare => "bare",
+            Side::Bare => PeerName::Bare.name(self.pass),
         })
     }
 
-    fn values(&self, side: Side, metric: Metric) -> impl Iterator<Item = f64> {
+    /// A figure of each run of a side, in their order: `None` where a run has no such figure.
+    fn values(&self, side: Side, metric: Metric) -> impl Iterator<Item = Option<f64>> {
         let runs = self.side(side).map(|runs| runs.measurements.as_slice());
         let runs = runs.unwrap_or_default().iter();
-        runs.filter_map(move |run| run.metrics.get(&metric).copied())
+        runs.map(move |run| run.metrics.get(&metric).copied())
     }
 
     /// A figure over all runs of a side.
     #[must_use]
     pub fn spread(&self, side: Side, metric: Metric) -> Option<Spread> {
-        Spread::of(self.values(side, metric))
+        Spread::of(self.values(side, metric).flatten())
     }
 
     /// What is compared here: the headline, or where a run was too short for the rate of its second half, that of the whole.
@@ -126,12 +148,21 @@ impl Outcome {
         self.headline
     }
 
+    /// A figure of each run of one side, and of the run of a side of another workload that took turns with it.
+    pub(crate) fn pairs(
+        &self,
+        side: Side,
+        (other, its): (&Self, Side),
+        metric: Metric,
+    ) -> impl Iterator<Item = (f64, f64)> {
+        let pairs = self.values(side, metric).zip(other.values(its, metric));
+        pairs.filter_map(|(one, other)| one.zip(other))
+    }
+
     /// By how much we are better (above 1) or worse than another side, run by run.
     #[must_use]
     pub fn advantage(&self, over: Side, metric: Metric) -> Option<Spread> {
-        let pairs = self
-            .values(Side::Perennial, metric)
-            .zip(self.values(over, metric));
+        let pairs = self.pairs(Side::Perennial, (self, over), metric);
         Spread::of(pairs.map(|(ours, theirs)| {
             if metric.is_more_better() {
                 ours / theirs
@@ -143,34 +174,89 @@ impl Outcome {
 }
 
 /// See the module.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// Which sizes.
     pub profile: Profile,
-    /// When it began, in seconds since the epoch.
-    pub began: u64,
+    /// Of the number of events.
+    pub scale: f64,
+    /// When each call began that added to them, in seconds since the epoch.
+    pub calls: Vec<u64>,
     /// Of the machine.
     pub processor: String,
     /// Of the machine.
     pub processors: usize,
     /// What a reader should know.
     pub notes: Vec<String>,
-    /// In the order in which they were measured.
+    /// In the order in which they were first measured.
     pub outcomes: Vec<Outcome>,
 }
 
 impl Results {
     /// Nothing is measured yet.
     #[must_use]
-    pub fn new(profile: Profile) -> Self {
+    pub fn new(profile: Profile, scale: f64) -> Self {
         Self {
             profile,
-            began: now_us() / 1_000_000,
+            scale,
+            calls: vec![now_us() / 1_000_000],
             processor: machine::processor_model(),
             processors: machine::processors(),
             notes: Vec::new(),
             outcomes: Vec::new(),
         }
+    }
+
+    /// Adds an outcome, in the place of what there was of that workload and pass.
+    pub(crate) fn put(&mut self, outcome: Outcome) {
+        let is_same =
+            |one: &&mut Outcome| one.workload == outcome.workload && one.pass == outcome.pass;
+        match self.outcomes.iter_mut().find(is_same) {
+            Some(before) => *before = outcome,
+            None => self.outcomes.push(outcome),
+        }
+    }
+
+    /// The outcome of a workload in a pass.
+    #[must_use]
+    pub fn of(&self, workload: &str, pass: Collector) -> Option<&Outcome> {
+        let mut outcomes = self.outcomes.iter();
+        outcomes.find(|one| one.workload == workload && one.pass == pass)
+    }
+
+    /// Outcomes of a workload, one for each pass that measured it.
+    pub fn all<'a>(&'a self, workload: &'a str) -> impl Iterator<Item = &'a Outcome> {
+        let outcomes = self.outcomes.iter();
+        outcomes.filter(move |one| one.workload == workload)
+    }
+
+    /// Which call measured it.
+    fn call(&self, outcome: &Outcome) -> usize {
+        self.calls.partition_point(|call| *call <= outcome.began)
+    }
+
+    /// In how many calls of the program the outcomes were measured.
+    #[must_use]
+    pub fn calls_measured(&self) -> usize {
+        let calls = self.outcomes.iter().map(|one| self.call(one));
+        calls.collect::<BTreeSet<_>>().len()
+    }
+
+    /// The outcome of another workload whose runs took turns with those of this one; of another pass or call they did not.
+    pub(crate) fn beside(&self, outcome: &Outcome, workload: &str) -> Option<&Outcome> {
+        let other = self.of(workload, outcome.pass)?;
+        (self.call(other) == self.call(outcome)).then_some(other)
+    }
+
+    /// Our figure in one workload over that in another, run by run: outcomes of a pass pair with each other, the pairs of all passes count
+    /// together.
+    #[must_use]
+    pub fn ratios(&self, workload: &str, over: &str, metric: Metric) -> Option<Spread> {
+        let pairs = self.all(workload).filter_map(|one| {
+            let other = self.beside(one, over)?;
+            Some(one.pairs(Side::Perennial, (other, Side::Perennial), metric))
+        });
+        Spread::of(pairs.flatten().map(|(one, other)| one / other))
     }
 
     /// One outcome per workload: where Flink was measured with several collectors, that in which it did best.
@@ -220,33 +306,38 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::digest::Digest;
     use crate::workload::table;
 
-    fn outcome(rival: &str, rates: &[(f64, f64)]) -> Outcome {
+    fn measurement(rate: f64) -> Measurement {
+        let mut measurement = Measurement::default();
+        measurement.set(Metric::WarmRate, rate);
+        measurement
+    }
+
+    fn outcome(place: usize, pass: Collector, rates: &[(f64, f64)]) -> Outcome {
         let table = table(Profile::Quick);
-        let mut outcome = Outcome::new(&table[0], Some(rival));
+        let mut outcome = Outcome::new(&table[place], pass, true);
         for (ours, theirs) in rates {
-            for (peer, rate) in [("perennial", ours), (rival, theirs)] {
-                let mut measurement = Measurement::default();
-                measurement.set(Metric::WarmRate, *rate);
-                outcome.add(peer, measurement);
-            }
+            outcome.add("perennial", measurement(*ours));
+            outcome.add(pass.peer(), measurement(*theirs));
         }
         outcome
+    }
+
+    fn results() -> Results {
+        let mut results = Results::new(Profile::Full, 1.0);
+        let parallel = [(60.0, 5.0), (50.0, 5.0), (40.0, 5.0)];
+        results.put(outcome(0, Collector::Parallel, &parallel));
+        let g1 = [(60.0, 7.0), (35.0, 7.0), (70.0, 7.0)];
+        results.put(outcome(0, Collector::G1, &g1));
+        results
     }
 
     /// We are compared with the best that Flink did, run by run.
     #[test]
     fn the_better_collector_is_the_rival() {
-        let mut results = Results::new(Profile::Full);
-        results.outcomes.push(outcome(
-            "flink-parallel",
-            &[(60.0, 5.0), (50.0, 5.0), (40.0, 5.0)],
-        ));
-        results.outcomes.push(outcome(
-            "flink-g1",
-            &[(60.0, 7.0), (35.0, 7.0), (70.0, 7.0)],
-        ));
+        let mut results = results();
         let best = results.best();
         assert_eq!(best.len(), 1);
         assert_eq!(best[0].rival.as_deref(), Some("flink-g1"));
@@ -255,5 +346,63 @@ mod tests {
         assert!(!results.has_failed());
         results.outcomes[0].fail("flink-parallel", "wrong output".into(), true);
         assert!(results.has_failed());
+    }
+
+    /// A machine that is half as fast in the second run and in the other pass changes no ratio; a run without the figure has no pair, and
+    /// does not shift those after it.
+    #[test]
+    fn ratios_of_workloads_pair_runs_of_the_same_pass() {
+        let mut results = results();
+        let [one, other] = [0, 1].map(|place| table(Profile::Quick).remove(place).name);
+        let ratios = |results: &Results| results.ratios(&other, &one, Metric::WarmRate);
+        assert_eq!(ratios(&results), None);
+        let halves = [(30.0, 1.0), (25.0, 1.0), (20.0, 1.0)];
+        results.put(outcome(1, Collector::Parallel, &halves));
+        let halves = [(30.0, 1.0), (17.5, 1.0), (35.0, 1.0)];
+        results.put(outcome(1, Collector::G1, &halves));
+        let found = ratios(&results).unwrap();
+        assert_eq!((found.min, found.max, found.runs), (0.5, 0.5, 6));
+        let runs = results.outcomes[3].peers.get_mut("perennial").unwrap();
+        runs.measurements[0].metrics.clear();
+        let found = ratios(&results).unwrap();
+        assert_eq!((found.min, found.max, found.runs), (0.5, 0.5, 5));
+        // Of another call, and so of another time.
+        let last = results.outcomes[3].began + 1;
+        results.calls.push(last);
+        results.outcomes[3].began = last;
+        assert_eq!(ratios(&results).unwrap().runs, 3);
+    }
+
+    /// Every part of them, by way of the text of the file.
+    #[test]
+    fn results_can_be_read_back() {
+        let mut results = results();
+        results.notes.push("a note".into());
+        let mut last = measurement(2.5);
+        last.output = Some(Digest {
+            count: 3,
+            sum: u64::MAX,
+        });
+        last.set(Metric::ForeignCpu, f64::NAN);
+        results.outcomes[0].add("bare", last);
+        results.outcomes[0].fail("flink-parallel", "wrong output".into(), true);
+        results.outcomes[1].fail("flink-g1", "cannot".into(), false);
+        let text = serde_json::to_string_pretty(&results).unwrap();
+        let back: Results = serde_json::from_str(&text).unwrap();
+        assert_eq!(back, results);
+    }
+
+    /// A call of which nothing is left does not count.
+    #[test]
+    fn calls_are_counted_by_what_is_left_of_them() {
+        let mut results = results();
+        results.calls = vec![100, 200, 300];
+        results.outcomes[0].began = 150;
+        results.outcomes[1].began = 150;
+        assert_eq!(results.calls_measured(), 1);
+        let mut anew = results.outcomes[1].clone();
+        anew.began = 300;
+        results.put(anew);
+        assert_eq!((results.outcomes.len(), results.calls_measured()), (2, 2));
     }
 }

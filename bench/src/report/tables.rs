@@ -53,6 +53,14 @@ pub(super) fn advantage(outcome: &Outcome, over: Side, metric: Metric) -> String
     spread.map_or_else(|| "-".to_owned(), |spread| format!("{spread}x"))
 }
 
+/// That not all was measured at once, if so.
+pub(super) fn calls(results: &Results) -> Option<String> {
+    let calls = results.calls_measured();
+    (calls > 1).then(|| {
+        format!("Measured in {calls} calls (--resume); what is divided by each other is always of one call.")
+    })
+}
+
 /// Why something has no figure.
 pub(super) fn reasons(results: &Results) -> Vec<String> {
     let mut reasons = results.notes.clone();
@@ -128,7 +136,7 @@ pub(super) fn text(results: &Results, bars: &[Judged]) -> String {
     let mut text = format!(
         "{details}\n\nMedian (least-most) of the runs; Flink with the collector that did better; `vs` is run by run, above 1 is better.\n{figures}\n\n{judged}\n"
     );
-    for reason in reasons(results) {
+    for reason in calls(results).into_iter().chain(reasons(results)) {
         text.push_str(&reason);
         text.push('\n');
     }

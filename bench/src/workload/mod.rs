@@ -13,7 +13,7 @@ mod waiting;
 use std::path::Path;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::figures::{Measurement, Metric};
 use crate::jobs::digest::Digest;
@@ -22,12 +22,12 @@ use crate::peer::{Peer, Shape, Submission};
 pub use table::table;
 
 /// How much is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
     /// Small inputs, few runs, one collector of Flink: five minutes
     Quick,
-    /// Everything, with both collectors of Flink: some hours
+    /// Everything, with both collectors of Flink: about seventy minutes
     Full,
 }
 
@@ -105,8 +105,13 @@ pub struct Workload {
     pub keys: u64,
     /// Events of a bounded job.
     pub events: u64,
-    /// Runs of each peer, unless said otherwise.
+    /// Runs of Perennial and of the loop, unless said otherwise.
     pub runs: usize,
+    /// Runs of Flink: fewer where one takes long and what is asked of us is a rare case.
+    pub rival_runs: usize,
+    /// Those with the same word here take turns, run by run: only then can figures of theirs be divided by each other, since the machine's
+    /// speed wavers from minute to minute. They have the same shape, or Flink's processes would not live from one run to the next.
+    pub turns: Option<&'static str>,
     /// What is compared.
     pub headline: Metric,
     /// Processors that the cluster may use; `None`: all.
@@ -117,6 +122,33 @@ pub struct Workload {
     pub has_rival: bool,
     /// See [`Kind`].
     pub kind: Kind,
+}
+
+impl Workload {
+    /// The same work in a plain loop, where it has such a form.
+    pub(crate) fn bare(&self) -> Option<Loop> {
+        match &self.kind {
+            Kind::Throughput(throughput) => throughput.bare,
+            Kind::Nexmark(_)
+            | Kind::Files
+            | Kind::Recovery(_)
+            | Kind::Start(_)
+            | Kind::Idle
+            | Kind::Checkpoints { .. }
+            | Kind::Restore
+            | Kind::Latency { .. } => None,
+        }
+    }
+
+    /// With more or fewer events, of bounded jobs.
+    pub(crate) fn scaled(mut self, scale: f64) -> Self {
+        let scaled = |events: u64| (events as f64 * scale) as u64;
+        self.events = scaled(self.events);
+        if let Kind::Nexmark(asked) = &mut self.kind {
+            asked.file_events = scaled(asked.file_events);
+        }
+        self
+    }
 }
 
 /// What a measurement may need to know of those before it.

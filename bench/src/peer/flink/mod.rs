@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use perennial_actors::clock::Instant;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Checkpoint, NotPossible, Peer, Shape, Submission};
@@ -21,7 +22,8 @@ const POLL: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Which garbage collector TaskManagers have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Collector {
     /// Flink's default.
     G1,
