@@ -25,7 +25,7 @@ const ADVICE: &str = "choose another --out, or leave --resume away to measure ev
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}; {ADVICE}", path.display())]
+    #[error("cannot read {}; {ADVICE}", path.display())]
     Unreadable {
         /// Which.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum ResumeError {
         source: std::io::Error,
     },
     /// There are no results in the file, or those of another version.
-    #[error("{} has no results that this program knows: {source}; {ADVICE}", path.display())]
+    #[error("{} has no results that this program knows; {ADVICE}", path.display())]
     Unknown {
         /// Which.
         path: PathBuf,

@@ -116,15 +116,21 @@ fn keyed_count_job(interval: Option<&str>) -> Submission {
     }
 }
 
+/// Ends of a name and of what is said about it.
+fn with_checkpoints(interval: Option<&str>) -> (String, String) {
+    let ends = interval.map(|every| {
+        (
+            format!("-cp{every}"),
+            format!(", a checkpoint every {every}"),
+        )
+    });
+    ends.unwrap_or_default()
+}
+
 fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
-    let (mut name, mut about) = (
-        format!("keyed-count-{}", short_keys(keys)),
-        format!("a count per key, {} keys", short_keys(keys)),
-    );
-    if let Some(interval) = interval {
-        name.push_str(&format!("-cp{interval}"));
-        about.push_str(&format!(", a checkpoint every {interval}"));
-    }
+    let (checkpoints, told) = with_checkpoints(interval);
+    let name = format!("keyed-count-{}{checkpoints}", short_keys(keys));
+    let about = format!("a count per key, {} keys{told}", short_keys(keys));
     let throughput = Throughput {
         submission: keyed_count_job(interval),
         expected: Box::new(keyed_count::expected),
@@ -137,7 +143,7 @@ fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
 /// one, soon after the start, is the only one. What checkpoints cost is our own rate over our own rate, and needs no rival.
 fn keyed_count_for_long(interval: Option<&str>) -> Workload {
     let short = keyed_count(1_000_000, None);
-    let checkpoints = interval.map_or_else(String::new, |interval| format!("-cp{interval}"));
+    let (checkpoints, told) = with_checkpoints(interval);
     let throughput = Throughput {
         submission: keyed_count_job(interval),
         expected: Box::new(keyed_count::expected),
@@ -145,7 +151,7 @@ fn keyed_count_for_long(interval: Option<&str>) -> Workload {
     };
     Workload {
         name: format!("{}-long{checkpoints}", short.name),
-        about: format!("{}, some seconds", short.about),
+        about: format!("{}, for some seconds{told}", short.about),
         kind: Kind::Throughput(throughput),
         ..short.alone()
     }
@@ -180,9 +186,9 @@ fn keyed_count_in_part(interval: Option<&str>) -> Workload {
         expected: Box::new(|events, keys| keyed_count::expected_after(events, keys, keys, TOUCHED)),
         bare: None,
     };
-    let checkpoints = interval.map_or_else(String::new, |interval| format!("-cp{interval}"));
+    let (checkpoints, told) = with_checkpoints(interval);
     let name = format!("keyed-count-1e6-10pct{checkpoints}");
-    let about = "a count per key, 1e6 keys of which every tenth changes";
+    let about = format!("a count per key, 1e6 keys of which every tenth changes{told}");
     let workload = Workload::new(name, about, TOGETHER, Kind::Throughput(throughput));
     // As long as the others that tell what checkpoints cost, and without a rival as they are.
     workload.keys(KEYS).alone()
