@@ -4,6 +4,7 @@
 //! [`api::JobRegistry`] and hands it to [`cli::main`], and then plays every role: client, JobManager, TaskManager.
 
 pub mod api;
+mod append;
 pub mod batch;
 pub mod cli;
 pub mod cluster;

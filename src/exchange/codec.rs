@@ -9,6 +9,7 @@
 use std::any::type_name;
 use std::marker::PhantomData;
 
+use crate::append::{AppendBuffer, Room};
 use crate::batch::{Batch, Record, Timestamp};
 
 /// Turns batches into bytes and back. Both ends are the same build, so that the encoding needs no schema.
@@ -59,55 +60,47 @@ impl<T> Default for SerdeCodec<T> {
     }
 }
 
-/// Appends to a vector by slices; postcard's own `Extend` flavor goes byte by byte.
-struct Append<'a>(&'a mut Vec<u8>);
+/// Room for values before any of them is encoded, per record; more is made as it is needed.
+const ROOM_BYTES: usize = 16;
 
-impl postcard::ser_flavors::Flavor for Append<'_> {
-    type Output = ();
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
+/// Encodes values one behind the other; the number of the one that cannot be, and why.
+fn put_values<T: Record>(values: &[T], out: &mut Vec<u8>) -> Result<(), (usize, postcard::Error)> {
+    let room = (values.len() + 1) * ROOM_BYTES;
+    let mut buffer = AppendBuffer::behind(std::mem::take(out), room);
+    let mut values = values.iter().enumerate();
+    let result = values.try_for_each(|(index, value)| {
+        let put = |room: &mut Room<'_>| postcard::serialize_with_flavor(value, room);
+        buffer.append(put).map_err(|error| (index, error))
+    });
+    *out = buffer.into_bytes();
+    result
 }
 
 impl<T: Record> BatchCodec<T> for SerdeCodec<T> {
     fn encode(&self, batch: &Batch<T>, out: &mut Vec<u8>) -> Result<(), CodecError> {
         let start = begin(batch, out);
-        for (index, value) in batch.values.iter().enumerate() {
-            if let Err(error) = postcard::serialize_with_flavor(value, Append(out)) {
-                out.truncate(start);
-                return Err(CodecError {
-                    operation: "encode",
-                    type_name: type_name::<T>(),
-                    message: format!("record {index} of {}: {error}", batch.len()),
-                });
-            }
+        if let Err((index, error)) = put_values(&batch.values, out) {
+            out.truncate(start);
+            return Err(CodecError {
+                operation: "encode",
+                type_name: type_name::<T>(),
+                message: format!("record {index} of {}: {error}", batch.len()),
+            });
         }
         end(batch, out, start);
         Ok(())
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<Batch<T>, CodecError> {
-        let (count, has_timestamps, mut rest) = header::<T>(bytes)?;
+        let (count, has_timestamps, rest) = header::<T>(bytes)?;
         let mut values = Vec::with_capacity(cautious::<T>(count));
+        let mut input = postcard::Deserializer::from_bytes(rest);
         for index in 0..count {
-            let (value, after) = postcard::take_from_bytes(rest)
+            let value = T::deserialize(&mut input)
                 .map_err(|e| decode_error::<T>(format!("record {index} of {count}: {e}")))?;
             values.push(value);
-            rest = after;
         }
+        let rest = input.finalize().map_err(decode_error::<T>)?;
         finish(values, has_timestamps, rest, bytes.len())
     }
 }

@@ -12,9 +12,10 @@ use std::time::Duration;
 use perennial_actors::clock::Instant;
 
 use super::cell::Cell;
-use super::encoding::{DELETED, END, LIVE, put_part, put_varint};
+use super::encoding::{DELETED, END, LIVE};
 use super::intervals::Intervals;
 use super::table::{EntryKey, Index, LoggedTable};
+use crate::append::{AppendBuffer, Room};
 
 /// Steps between looks at the clock. Tests take small ones, so that changes come between.
 pub(super) const STEPS_PER_LOOK: u32 = if cfg!(test) { 3 } else { 64 };
@@ -111,7 +112,7 @@ impl ShardCursor {
     }
 
     /// The log before the barrier went away, or the entries have moved: begins this group of this table again.
-    pub(super) fn restart(&mut self, out: &mut Vec<u8>) {
+    pub(super) fn restart(&mut self, out: &mut AppendBuffer) {
         match self.phase {
             Phase::Start => {}
             Phase::Places(_) | Phase::Changes(..) | Phase::Log(..) => {
@@ -121,27 +122,50 @@ impl ShardCursor {
         }
     }
 
+    #[inline]
     fn mark(&mut self, place: u32) {
-        let word = place as usize / 64;
-        if self.written.len() <= word {
-            self.written.resize(word + 1, 0);
-        }
-        self.written[word] |= 1 << (place % 64);
+        self.written[place as usize / 64] |= 1 << (place % 64);
     }
 
+    #[inline]
     fn is_written(&self, place: u32) -> bool {
         self.written
             .get(place as usize / 64)
             .is_some_and(|w| w >> (place % 64) & 1 == 1)
     }
 
-    /// Begins an entry, and its section when it is the first.
-    fn open(&mut self, tag: u8, out: &mut Vec<u8>) {
+    /// Appends an entry, and before the first one begins their section.
+    #[inline]
+    fn put<Q: EntryKey>(
+        &mut self,
+        out: &mut AppendBuffer,
+        tag: u8,
+        key: &Q,
+        value: impl Fn(&mut Room<'_>) -> Result<(), String>,
+    ) -> Result<(), String> {
         if !self.is_section_open {
-            put_varint(u64::from(self.state), out);
+            out.put_varint(u64::from(self.state));
             self.is_section_open = true;
         }
-        out.push(tag);
+        out.append(|room| {
+            room.push(tag);
+            key.put(room)?;
+            value(room)
+        })
+    }
+
+    fn put_entry<Q: EntryKey, C: Cell>(
+        &mut self,
+        out: &mut AppendBuffer,
+        key: &Q,
+        cell: Option<&C::Content>,
+    ) -> Result<(), String> {
+        match cell {
+            Some(cell) => self.put(out, LIVE, key, |room| {
+                room.put_part(|room| C::encode(cell, room))
+            }),
+            None => self.put(out, DELETED, key, |_room| Ok(())),
+        }
     }
 }
 
@@ -153,7 +177,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         extent: Extent,
         intervals: &Intervals,
         cursor: &mut ShardCursor,
-        out: &mut Vec<u8>,
+        out: &mut AppendBuffer,
         budget: &mut Budget,
     ) -> Result<bool, String> {
         if cursor.moves != self.shards[at].moves {
@@ -165,6 +189,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                     cursor.moves = self.shards[at].moves;
                     cursor.start = out.len();
                     cursor.written.clear();
+                    let words = self.shards[at].places().div_ceil(64);
+                    cursor.written.resize(words, 0);
                     cursor.is_section_open = false;
                     cursor.phase = self.choose(at, extent, intervals);
                 }
@@ -185,7 +211,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                         return Ok(false);
                     }
                     if cursor.is_section_open {
-                        out.push(END);
+                        out.put(&[END]);
                     }
                     cursor.phase = Phase::Start;
                     return Ok(true);
@@ -218,7 +244,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         next: u32,
         extent: Extent,
         cursor: &mut ShardCursor,
-        out: &mut Vec<u8>,
+        out: &mut AppendBuffer,
         budget: &mut Budget,
     ) -> Result<bool, String> {
         let shard = &self.shards[at];
@@ -230,13 +256,11 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             for place in from..to {
                 taken |= u64::from(shard.at(place).is_some()) << (place - from);
             }
-            while taken != 0 {
-                let place = from + taken.trailing_zeros();
-                taken &= taken - 1;
+            for place in ones(taken).map(|i| from + i as u32) {
                 if let Some(entry) = shard.at(place)
                     && extent.covers(entry.since, entry.cell.is_some())
                 {
-                    put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
+                    cursor.put_entry::<Q, C>(out, &entry.key, entry.cell.as_ref())?;
                     cursor.mark(place);
                 }
             }
@@ -256,7 +280,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         (interval, next): (u64, usize),
         extent: Extent,
         cursor: &mut ShardCursor,
-        out: &mut Vec<u8>,
+        out: &mut AppendBuffer,
         budget: &mut Budget,
     ) -> Result<bool, String> {
         let shard = &self.shards[at];
@@ -269,15 +293,23 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             } else {
                 0
             };
-            for (i, record) in segment.records.iter().enumerate().skip(first) {
-                if let Some(entry) = shard.at(record.place)
-                    && entry.since == segment.interval
-                {
-                    put_entry::<Q, C>(&entry.key, entry.cell.as_ref(), cursor, out)?;
-                    cursor.mark(record.place);
+            for from in (first..segment.records.len()).step_by(BLOCK as usize) {
+                let block = block_from(&segment.records, from);
+                // Two passes: the entries lie anywhere, and so the cache misses of a block overlap.
+                let mut last_changes = 0_u64;
+                for (i, record) in block.iter().enumerate() {
+                    let entry = shard.at(record.place);
+                    let is_last = entry.is_some_and(|e| e.since == segment.interval);
+                    last_changes |= u64::from(is_last) << i;
                 }
-                if budget.spend() {
-                    cursor.phase = Phase::Changes(segment.interval, i + 1);
+                for record in ones(last_changes).map(|i| &block[i]) {
+                    if let Some(entry) = shard.at(record.place) {
+                        cursor.put_entry::<Q, C>(out, &entry.key, entry.cell.as_ref())?;
+                        cursor.mark(record.place);
+                    }
+                }
+                if budget.look() {
+                    cursor.phase = Phase::Changes(segment.interval, from + block.len());
                     return Ok(false);
                 }
             }
@@ -293,7 +325,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         (interval, next): (u64, usize),
         extent: Extent,
         cursor: &mut ShardCursor,
-        out: &mut Vec<u8>,
+        out: &mut AppendBuffer,
         budget: &mut Budget,
     ) -> Result<bool, String> {
         let shard = &self.shards[at];
@@ -308,26 +340,35 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             } else {
                 0
             };
-            for (i, record) in segment.records.iter().enumerate().skip(first) {
-                if extent.covers(record.old_since, record.old.is_some())
-                    && !cursor.is_written(record.place)
-                    && let Some(entry) = shard.at(record.place)
-                {
+            for from in (first..segment.records.len()).step_by(BLOCK as usize) {
+                let block = block_from(&segment.records, from);
+                let mut needed = 0_u64;
+                for (i, record) in block.iter().enumerate() {
+                    let is_needed = extent.covers(record.old_since, record.old.is_some())
+                        & !cursor.is_written(record.place);
+                    needed |= u64::from(is_needed) << i;
+                }
+                // The keys lie anywhere: their cache misses overlap.
+                let near = |seen, i: usize| seen ^ shard.at(block[i].place).map_or(0, |e| e.since);
+                std::hint::black_box(ones(needed).fold(0, near));
+                for record in ones(needed).map(|i| &block[i]) {
+                    let Some(entry) = shard.at(record.place) else {
+                        continue;
+                    };
                     match &record.old {
                         Some(old) => {
-                            cursor.open(LIVE, out);
-                            entry.key.put(out)?;
                             let later = later.get(&record.place).copied();
-                            put_part(out, |out| {
-                                C::encode_old(old, later, entry.cell.as_ref(), out)
+                            let now = entry.cell.as_ref();
+                            cursor.put(out, LIVE, &entry.key, |room| {
+                                room.put_part(|room| C::encode_old(old, later, now, room))
                             })?;
                         }
-                        None => put_entry::<Q, C>(&entry.key, None, cursor, out)?,
+                        None => cursor.put_entry::<Q, C>(out, &entry.key, None)?,
                     }
                 }
                 // What needs later pre-images is not interrupted: they would be looked up again after each slice.
-                if !C::OLD_NEEDS_LATER && budget.spend() {
-                    cursor.phase = Phase::Log(segment.interval, i + 1);
+                if !C::OLD_NEEDS_LATER && budget.look() {
+                    cursor.phase = Phase::Log(segment.interval, from + block.len());
                     return Ok(false);
                 }
             }
@@ -354,21 +395,19 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     }
 }
 
-fn put_entry<Q: EntryKey, C: Cell>(
-    key: &Q,
-    cell: Option<&C::Content>,
-    cursor: &mut ShardCursor,
-    out: &mut Vec<u8>,
-) -> Result<(), String> {
-    match cell {
-        Some(cell) => {
-            cursor.open(LIVE, out);
-            key.put(out)?;
-            put_part(out, |out| C::encode(cell, out))
-        }
-        None => {
-            cursor.open(DELETED, out);
-            key.put(out)
-        }
-    }
+/// The records that are looked at together, beginning with one.
+fn block_from<T>(records: &[T], from: usize) -> &[T] {
+    let rest = &records[from..];
+    &rest[..rest.len().min(BLOCK as usize)]
+}
+
+/// Numbers of the bits that are set, the lowest first.
+fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lowest = bits.trailing_zeros() as usize;
+        (bits != 0).then(|| {
+            bits &= bits - 1;
+            lowest
+        })
+    })
 }

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::StateValue;
 use super::encoding::DecodeError;
+use crate::append::Room;
 
 /// How the content of an entry is logged and written. A type-level choice: contents stay plain, so that user code can have `&mut` to them.
 pub(super) trait Cell: Send + 'static {
@@ -37,13 +38,13 @@ pub(super) trait Cell: Send + 'static {
     /// Estimated bytes of a pre-image on the heap.
     fn old_heap_bytes(old: &Self::Old) -> usize;
     /// Writes the content.
-    fn encode(content: &Self::Content, out: &mut Vec<u8>) -> Result<(), String>;
+    fn encode(content: &Self::Content, room: &mut Room<'_>) -> Result<(), String>;
     /// Writes the content before the change; `later` is the first later pre-image with content, else `current` holds it.
     fn encode_old(
         old: &Self::Old,
         later: Option<&Self::Old>,
         current: Option<&Self::Content>,
-        out: &mut Vec<u8>,
+        room: &mut Room<'_>,
     ) -> Result<(), String>;
     /// Reads what `encode` wrote.
     fn decode(bytes: &[u8]) -> Result<Self::Content, DecodeError>;
@@ -52,8 +53,8 @@ pub(super) trait Cell: Send + 'static {
 /// What a type with a destructor is taken to hold on the heap. An estimate: measuring each value would cost more than logging it.
 const HEAP_GUESS: usize = 64;
 
-fn write<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
-    rmp_serde::encode::write_named(out, value).map_err(|e| e.to_string())
+fn write<T: Serialize + ?Sized>(value: &T, room: &mut Room<'_>) -> Result<(), String> {
+    rmp_serde::encode::write_named(room, value).map_err(|e| e.to_string())
 }
 
 fn read<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, DecodeError> {
@@ -110,16 +111,16 @@ impl<V: StateValue> Cell for ValueCell<V> {
             0
         }
     }
-    fn encode(content: &V, out: &mut Vec<u8>) -> Result<(), String> {
-        write(content, out)
+    fn encode(content: &V, room: &mut Room<'_>) -> Result<(), String> {
+        write(content, room)
     }
     fn encode_old(
         old: &V,
         _later: Option<&V>,
         _current: Option<&V>,
-        out: &mut Vec<u8>,
+        room: &mut Room<'_>,
     ) -> Result<(), String> {
-        write(old, out)
+        write(old, room)
     }
     fn decode(bytes: &[u8]) -> Result<V, DecodeError> {
         read(bytes)
@@ -194,14 +195,14 @@ impl<E: StateValue> Cell for ListCell<E> {
             }
         }
     }
-    fn encode(content: &Vec<E>, out: &mut Vec<u8>) -> Result<(), String> {
-        write(content, out)
+    fn encode(content: &Vec<E>, room: &mut Room<'_>) -> Result<(), String> {
+        write(content, room)
     }
     fn encode_old(
         old: &ListOld<E>,
         later: Option<&ListOld<E>>,
         current: Option<&Vec<E>>,
-        out: &mut Vec<u8>,
+        room: &mut Room<'_>,
     ) -> Result<(), String> {
         let elements = match (old, later, current) {
             (ListOld::Moved(elements), _, _) => Some(elements.as_slice()),
@@ -212,7 +213,7 @@ impl<E: StateValue> Cell for ListCell<E> {
             (ListOld::Length(_), None | Some(ListOld::Length(_)), None) => None,
         };
         match elements {
-            Some(elements) => write(elements, out),
+            Some(elements) => write(elements, room),
             None => Err("the log does not lead back to a list's content, this is a bug".to_owned()),
         }
     }
@@ -248,14 +249,14 @@ impl Cell for Marker {
     fn old_heap_bytes((): &()) -> usize {
         0
     }
-    fn encode((): &(), _out: &mut Vec<u8>) -> Result<(), String> {
+    fn encode((): &(), _room: &mut Room<'_>) -> Result<(), String> {
         Ok(())
     }
     fn encode_old(
         (): &(),
         _later: Option<&()>,
         _current: Option<&()>,
-        _out: &mut Vec<u8>,
+        _room: &mut Room<'_>,
     ) -> Result<(), String> {
         Ok(())
     }

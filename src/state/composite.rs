@@ -9,6 +9,7 @@ use super::Namespace;
 use super::encoding::{DecodeError, EntryRef, put_canonical, read_canonical};
 use super::hash::{combine, hash_of, spread};
 use super::table::{EntryKey, Index};
+use crate::append::Room;
 use crate::key::{Key, KeyHash};
 
 /// A key of a map state. Implemented for every type that fits.
@@ -57,10 +58,11 @@ pub(super) fn table_hash<N: Serialize, M: Serialize>(
 impl<K: Key, N: Namespace, M: MapKey> EntryKey for Composite<K, N, M> {
     const IS_KEY_ALONE: bool = size_of::<N>() == 0 && size_of::<M>() == 0;
 
-    fn put(&self, out: &mut Vec<u8>) -> Result<(), String> {
-        put_canonical(&self.key, out)?;
-        put_canonical(&self.namespace, out)?;
-        put_canonical(&self.extra, out)
+    #[inline]
+    fn put(&self, room: &mut Room<'_>) -> Result<(), String> {
+        put_canonical(&self.key, room)?;
+        put_canonical(&self.namespace, room)?;
+        put_canonical(&self.extra, room)
     }
 
     fn take(entry: &EntryRef<'_>) -> Result<Self, DecodeError> {

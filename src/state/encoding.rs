@@ -13,6 +13,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::append::Room;
+
 /// Ends a section.
 pub(super) const END: u8 = 0;
 /// An entry with a value.
@@ -158,39 +160,10 @@ fn take_varint(rest: &mut &[u8]) -> Result<u64, DecodeError> {
     Err(DecodeError("a number has more than 64 bits".to_owned()))
 }
 
-/// Writes a number in 7-bit groups, low first.
-pub(super) fn put_varint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-/// Writes what `write` appends, with its length before it. Most parts are short: one byte is reserved, and a longer length moves the part.
-pub(super) fn put_part<E>(
-    out: &mut Vec<u8>,
-    write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
-) -> Result<(), E> {
-    let start = out.len();
-    out.push(0);
-    write(out)?;
-    let length = out.len() - start - 1;
-    if length < 0x80 {
-        out[start] = length as u8;
-    } else {
-        let mut prefix = Vec::with_capacity(10);
-        put_varint(length as u64, &mut prefix);
-        out.splice(start..=start, prefix);
-    }
-    Ok(())
-}
-
 /// Writes a part in postcard.
-pub(super) fn put_canonical<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
-    put_part(out, |out| {
-        postcard::serialize_with_flavor(value, Appending(out)).map_err(|e| e.to_string())
-    })
+#[inline]
+pub(super) fn put_canonical<T: Serialize>(value: &T, room: &mut Room<'_>) -> Result<(), String> {
+    room.put_part(|room| postcard::serialize_with_flavor(value, room).map_err(|e| e.to_string()))
 }
 
 /// Reads a whole part in postcard.
@@ -203,24 +176,5 @@ pub(super) fn read_canonical<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Dec
             left.len()
         ))),
         Err(e) => Err(DecodeError(format!("a {what}: {e}"))),
-    }
-}
-
-struct Appending<'a>(&'a mut Vec<u8>);
-
-impl postcard::ser_flavors::Flavor for Appending<'_> {
-    type Output = ();
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use std::any::Any;
 
 use perennial_actors::model::KeyGroup;
 
+use crate::append::AppendBuffer;
 use crate::batch::Timestamp;
 use crate::state::capture::{Budget, Extent, ShardCursor};
 use crate::state::cell::Cell;
@@ -22,7 +23,7 @@ pub(super) trait AnyTable: Any + Send {
         extent: Extent,
         intervals: &Intervals,
         cursor: &mut ShardCursor,
-        out: &mut Vec<u8>,
+        out: &mut AppendBuffer,
         budget: &mut Budget,
     ) -> Result<bool, String>;
     /// Drops a piece of what is only needed below an interval; false when there is nothing.
@@ -39,8 +40,8 @@ pub(super) trait AnyTable: Any + Send {
     fn clear(&mut self, at: usize);
     /// Whether the hash of a key alone leads to its entry, and there are so many entries that they do not stay in the caches.
     fn wants_read_ahead(&self) -> bool;
-    /// Brings the entries of the given shards and hashes near the processor; uses the list as scratch space.
-    fn read_ahead(&self, hashes: &mut [(usize, u64)]) -> u64;
+    /// Brings the entries of the given shards and hashes near the processor.
+    fn read_ahead(&self, hashes: &[(usize, u64)]) -> u64;
 }
 
 /// Entries of a state from which on reading ahead pays: about what the processor's second cache holds.
@@ -50,7 +51,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> AnyTable for LoggedTable<Q, C, I> {
     fn wants_read_ahead(&self) -> bool {
         Q::IS_KEY_ALONE && self.live >= READ_AHEAD_FROM
     }
-    fn read_ahead(&self, hashes: &mut [(usize, u64)]) -> u64 {
+    fn read_ahead(&self, hashes: &[(usize, u64)]) -> u64 {
         self.touch(hashes)
     }
     fn value_type(&self) -> &'static str {
@@ -68,7 +69,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> AnyTable for LoggedTable<Q, C, I> {
         extent: Extent,
         intervals: &Intervals,
         cursor: &mut ShardCursor,
-        out: &mut Vec<u8>,
+        out: &mut AppendBuffer,
         budget: &mut Budget,
     ) -> Result<bool, String> {
         self.capture_shard(at, extent, intervals, cursor, out, budget)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use perennial_actors::model::{CheckpointId, KeyGroup, SegmentKind, StateMeta};
 
 use super::MemoryBackend;
+use crate::append::AppendBuffer;
 use crate::key::Key;
 use crate::state::capture::{Budget, Extent, ShardCursor};
 use crate::state::{CaptureProgress, CaptureRequest, CapturedState, StateError, Undone};
@@ -22,7 +23,7 @@ pub(super) struct Capture {
     shard: usize,
     state: usize,
     cursor: ShardCursor,
-    out: Vec<u8>,
+    out: AppendBuffer,
     groups: Vec<(KeyGroup, Vec<u8>)>,
 }
 
@@ -149,7 +150,7 @@ impl<K: Key> MemoryBackend<K> {
             shard: 0,
             state: 0,
             cursor: ShardCursor::new(),
-            out: Vec::new(),
+            out: AppendBuffer::default(),
             groups: Vec::new(),
         });
         Ok(())
@@ -205,7 +206,8 @@ impl<K: Key> MemoryBackend<K> {
             }
             // Groups are about as large as each other: growing step by step would move the bytes, all within one slice.
             let expected = capture.out.len() + capture.out.len() / 8;
-            let bytes = std::mem::replace(&mut capture.out, Vec::with_capacity(expected));
+            let next = AppendBuffer::with_room(expected);
+            let bytes = std::mem::replace(&mut capture.out, next).into_bytes();
             if capture.extent.base.is_none() || !bytes.is_empty() {
                 let group = KeyGroup(self.range.start.0 + capture.shard as u16);
                 capture.groups.push((group, bytes));
