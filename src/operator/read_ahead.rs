@@ -5,7 +5,7 @@ use crate::key::{Key, KeyHash};
 use crate::state::KeyedBackend;
 
 /// Records whose state is brought near the processor before the first of them is processed.
-const READ_AHEAD_RECORDS: usize = 256;
+const READ_AHEAD_RECORDS: usize = 64;
 
 /// See the module.
 pub(super) struct ReadAhead<K> {

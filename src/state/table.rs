@@ -14,11 +14,15 @@ use super::cell::Cell;
 use super::encoding::{DecodeError, EntryRef};
 use super::intervals::Intervals;
 use super::log::Log;
+use crate::append::Room;
 use crate::batch::Timestamp;
 use crate::key::KeyHash;
 
 /// `since` of an entry that was never there: above every interval, so that no capture takes it for older than its barrier.
 pub(super) const NEVER: u64 = u64::MAX;
+
+/// Entries that are read ahead together: more than a processor's cache misses that can be under way at once.
+const TOUCHED_TOGETHER: usize = 64;
 
 /// Deletions listed beyond twice the number of places before the list is compacted.
 const TOMBSTONES_SLACK: usize = 64;
@@ -28,7 +32,7 @@ pub(super) trait EntryKey: Send + Sized + 'static {
     /// Whether there is nothing besides the key, so that the key's hash alone leads to the entry.
     const IS_KEY_ALONE: bool;
     /// Writes the three parts.
-    fn put(&self, out: &mut Vec<u8>) -> Result<(), String>;
+    fn put(&self, room: &mut Room<'_>) -> Result<(), String>;
     /// Reads the three parts.
     fn take(entry: &EntryRef<'_>) -> Result<Self, DecodeError>;
     /// Of the key alone.
@@ -206,19 +210,17 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
 
     /// Brings the entries that hashes lead to near the processor; the result only keeps the reads from being optimised away.
     ///
-    /// In two passes, because the processor looks only some hundred instructions ahead: the first finds places, which needs the
-    /// tags alone (they mostly stay in the caches), so that the second is short and many of its cache misses are under way at once.
-    pub(super) fn touch(&self, places: &mut [(usize, u64)]) -> u64 {
-        for (shard, place) in &mut *places {
-            let hash = *place;
-            let found = self.shards[*shard]
-                .entries
-                .find_bucket_index(hash, |_| true);
-            *place = found.map_or(u64::MAX, |at| at as u64);
-        }
+    /// In two passes, because the processor looks only some hundred instructions ahead: the first finds entries, which needs the
+    /// tags alone (they mostly stay in the caches), so that the second is a few instructions an entry and as many of its cache
+    /// misses as the processor can keep are under way at once.
+    pub(super) fn touch(&self, hashes: &[(usize, u64)]) -> u64 {
         let mut seen = 0;
-        for (shard, place) in &*places {
-            if let Some(entry) = self.shards[*shard].entries.get_bucket(*place as usize) {
+        for hashes in hashes.chunks(TOUCHED_TOGETHER) {
+            let mut found: [Option<&Entry<Q, C>>; TOUCHED_TOGETHER] = [None; TOUCHED_TOGETHER];
+            for (found, (shard, hash)) in found.iter_mut().zip(hashes) {
+                *found = self.shards[*shard].entries.find(*hash, |_| true);
+            }
+            for entry in found.into_iter().flatten() {
                 // Both, because the entry may lie across two cache lines.
                 seen ^= entry.since ^ u64::from(entry.cell.is_some());
             }
