@@ -10,6 +10,9 @@ pub type Timestamp = i64;
 /// The watermark of an input that has ended.
 pub const MAX_WATERMARK: Timestamp = i64::MAX;
 
+/// Records that a node gathers before it hands them on, and that a batch within a process has at most (unless one call emits more).
+pub const BATCH_RECORDS_MAX: usize = 1024;
+
 /// What can travel between tasks. Implemented for every type that fits.
 pub trait Record: Clone + Serialize + DeserializeOwned + Send + 'static {}
 impl<T: Clone + Serialize + DeserializeOwned + Send + 'static> Record for T {}

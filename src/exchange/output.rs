@@ -17,10 +17,17 @@ use super::local::LocalChannel;
 use super::queue::ElementQueue;
 use super::registry::{End, Registry};
 use super::remote_output::RemoteOutput;
-use crate::batch::{Batch, Record, StreamElement};
+use crate::batch::{BATCH_RECORDS_MAX, Batch, Record, StreamElement};
 
 /// Records of one frame; a larger batch is split before it is encoded.
 const FRAME_RECORDS_MAX: usize = 8192;
+/// Records to gather for a channel to another process, where a batch costs system calls and the waking of four threads.
+pub(super) const REMOTE_BATCH_RECORDS: usize = 4 * BATCH_RECORDS_MAX;
+const _: () = assert!(
+    REMOTE_BATCH_RECORDS <= FRAME_RECORDS_MAX
+        && 4 * REMOTE_BATCH_RECORDS <= super::registry::WINDOW_RECORDS as usize,
+    "a gathered batch goes as one frame, and some are under way while one is encoded and one decoded"
+);
 /// Barriers and the like that wait for a channel that takes nothing, e.g. one barrier for each checkpoint that failed meanwhile.
 pub(super) const PENDING_CONTROLS_MAX: usize = 4096;
 
@@ -208,6 +215,15 @@ impl<T: Record> OutputChannel<T> {
         match &self.target {
             Target::Local(channel) => channel.recycled(),
             Target::Remote { .. } | Target::Failed(_) => Batch::default(),
+        }
+    }
+
+    /// How many records are worth gathering into one batch, when there is no other reason to hand them over.
+    #[must_use]
+    pub fn batch_records(&self) -> usize {
+        match &self.target {
+            Target::Remote { .. } => REMOTE_BATCH_RECORDS,
+            Target::Local(_) | Target::Failed(_) => BATCH_RECORDS_MAX,
         }
     }
 

@@ -10,7 +10,7 @@ use perennial_actors::model::InstanceId;
 
 use super::consumer_link::ConsumerLink;
 use super::frame::{BODY_BYTES_MAX, ChannelId, LinkError, Window};
-use super::local::{CONTROLS_MAX, LocalChannel, RECORDS_MAX};
+use super::local::{CONTROLS_MAX, LocalChannel};
 use super::producer_link::ProducerLink;
 use super::remote_output::RemoteOutput;
 use crate::batch::Record;
@@ -18,6 +18,8 @@ use crate::batch::Record;
 /// `Open`s that wait for their producers, over all connections. A task has a channel to each subtask before it, so this is
 /// more than any sane job's; beyond it, connections are closed.
 pub(super) const WAITING_MAX: usize = 65_536;
+/// A channel's window in records: some batches of [`REMOTE_BATCH_RECORDS`](super::output::REMOTE_BATCH_RECORDS).
+pub(super) const WINDOW_RECORDS: u32 = 32 * 1024;
 /// A channel's window when memory is plenty, in bytes.
 pub(super) const WINDOW_BYTES: u64 = 1024 * 1024;
 /// A channel's window when it is not.
@@ -171,7 +173,7 @@ impl Registry {
     ) -> Result<(), LinkError> {
         // A peer's claim bounds our queue of frames to write, so it has limits of its own.
         let window = Window {
-            records: window.records.clamp(1, RECORDS_MAX as u32),
+            records: window.records.clamp(1, WINDOW_RECORDS),
             bytes: window.bytes.clamp(1, BODY_BYTES_MAX as u64),
             controls: window.controls.clamp(1, CONTROLS_MAX as u32),
         };
@@ -250,7 +252,7 @@ impl Registry {
         let bytes = WINDOW_BYTES.min(share).min(left).max(WINDOW_BYTES_MIN);
         memory.reserved += bytes;
         Window {
-            records: RECORDS_MAX as u32,
+            records: WINDOW_RECORDS,
             bytes,
             controls: CONTROLS_MAX as u32,
         }

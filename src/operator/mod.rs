@@ -61,8 +61,7 @@ pub use window::{
 };
 pub(crate) use window::{Panes, SeparateWindows, Sessions, WindowOperator};
 
-/// Records that a node gathers before it hands them on, and that a channel's batch has at most (unless one call emits more).
-pub const BATCH_RECORDS_MAX: usize = 1024;
+pub use crate::batch::BATCH_RECORDS_MAX;
 
 /// Records that one call of a user function may emit, to the main output and to each side output.
 pub const OUTPUT_OF_ONE_CALL_MAX: usize = 1 << 20;

@@ -16,8 +16,8 @@ use crate::key::{Key, KeyHash};
 /// Records that may wait for credit in one channel before the task stops taking input.
 const PENDING_RECORDS_MAX: usize = BATCH_RECORDS_MAX;
 
-/// From this size on, a batch with one target goes on as it is instead of being gathered.
-const PASS_THROUGH_MIN: usize = BATCH_RECORDS_MAX / 4;
+/// A batch with one target goes on as it is, instead of being gathered, from this part of what is to be gathered on.
+const PASS_THROUGH_PART: usize = 4;
 
 /// Decides which channels a record goes to.
 pub(crate) trait Partitioner<T>: Send {
@@ -36,6 +36,8 @@ pub(crate) struct Targets<T> {
 
 struct Target<T> {
     buffer: Batch<T>,
+    /// See [`OutputChannel::batch_records`].
+    batch_records: usize,
     channel: OutputChannel<T>,
 }
 
@@ -48,14 +50,18 @@ impl<T: Record> Targets<T> {
     pub(crate) fn push(&mut self, target: usize, value: T, timestamp: Option<Timestamp>) {
         let target = &mut self.targets[target];
         target.buffer.push(value, timestamp);
-        if target.buffer.len() >= BATCH_RECORDS_MAX {
+        if target.buffer.len() >= target.batch_records {
             target.hand_over();
         }
     }
 
     pub(crate) fn push_batch(&mut self, target: usize, batch: &mut Batch<T>) {
-        let Target { buffer, channel } = &mut self.targets[target];
-        if buffer.is_empty() && batch.len() >= PASS_THROUGH_MIN {
+        let Target {
+            buffer,
+            batch_records,
+            channel,
+        } = &mut self.targets[target];
+        if buffer.is_empty() && batch.len() >= *batch_records / PASS_THROUGH_PART {
             let next = std::mem::take(buffer);
             let whole = std::mem::replace(batch, next);
             *buffer = channel.recycled();
@@ -211,6 +217,7 @@ impl<T: Record> PartitionWriter<T> {
             .into_iter()
             .map(|channel| Target {
                 buffer: Batch::default(),
+                batch_records: channel.batch_records(),
                 channel,
             })
             .collect();
