@@ -10,7 +10,7 @@ use crate::peer::flink::{Collector, Flink, Installation};
 use crate::peer::perennial::Perennial;
 use crate::peer::{NotPossible, Peer, bare};
 use crate::plan::{PeerName, Plan};
-use crate::report::results::{Outcome, Results, Side};
+use crate::report::results::{Outcome, RUNS_UNTIL_BEATEN, Results, Side};
 use crate::workload::{Context, Workload, measure, warm_up};
 
 /// The workload whose rate tells what half load is.
@@ -71,7 +71,7 @@ pub fn run(
             });
         }
         first += turns.members.len();
-        turns.run(peers);
+        turns.run(peers, &results);
         for member in turns.members {
             results.put(member.outcome);
         }
@@ -118,7 +118,7 @@ struct Member<'a> {
 }
 
 impl Turns<'_> {
-    fn run(&mut self, peers: &mut Peers) {
+    fn run(&mut self, peers: &mut Peers, known: &Results) {
         let (context, pass, progress) = (self.context, self.pass, self.progress);
         if let Some(peer) = &mut peers.rival {
             for member in &mut self.members {
@@ -128,6 +128,19 @@ impl Turns<'_> {
         let wanted = self.members.iter().flat_map(|one| &one.wanted);
         let most = wanted.map(|(_peer, runs)| *runs).max();
         for run in 1..=most.unwrap_or(0) {
+            // Together or not at all, since they take turns.
+            if run > RUNS_UNTIL_BEATEN
+                && self.members.iter().all(|one| known.is_beaten(&one.outcome))
+            {
+                for member in &mut self.members {
+                    member.outcome.is_beaten = true;
+                }
+                progress.say(&format!(
+                    "{} does better with another collector",
+                    self.names()
+                ));
+                break;
+            }
             for member in &mut self.members {
                 for (peer, runs) in member.wanted.clone() {
                     if run > runs || member.outcome.is_hopeless(peer.name(pass)) {
@@ -144,6 +157,17 @@ impl Turns<'_> {
                 }
             }
         }
+    }
+}
+
+impl Turns<'_> {
+    fn names(&self) -> String {
+        let names: Vec<_> = self
+            .members
+            .iter()
+            .map(|one| one.workload.name.as_str())
+            .collect();
+        names.join(", ")
     }
 }
 

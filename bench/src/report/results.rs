@@ -33,6 +33,9 @@ pub struct Runs {
     pub impossible: Option<String>,
 }
 
+/// Runs after which a collector that did worse in each than the other in all of its runs is not measured any more.
+pub const RUNS_UNTIL_BEATEN: usize = 2;
+
 /// One workload, measured in turns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -52,6 +55,9 @@ pub struct Outcome {
     pub events: u64,
     /// The name of the other system.
     pub rival: Option<String>,
+    /// Whether it was left at [`RUNS_UNTIL_BEATEN`] runs, because that system did better in another pass.
+    #[serde(default)]
+    pub is_beaten: bool,
     /// By name.
     pub peers: BTreeMap<String, Runs>,
 }
@@ -70,6 +76,7 @@ impl Outcome {
             keys: workload.keys,
             events: workload.events,
             rival,
+            is_beaten: false,
             peers: BTreeMap::new(),
         }
     }
@@ -101,8 +108,12 @@ impl Outcome {
     /// not count.
     pub(crate) fn is_complete(&self, workload: &Workload, wanted: &[(PeerName, usize)]) -> bool {
         let has = |(peer, wanted): &(PeerName, usize)| {
+            let wanted = match self.is_beaten {
+                true => RUNS_UNTIL_BEATEN.min(*wanted),
+                false => *wanted,
+            };
             self.peers.get(peer.name(self.pass)).is_some_and(|runs| {
-                let is_done = runs.failure.is_none() && runs.measurements.len() >= *wanted;
+                let is_done = runs.failure.is_none() && runs.measurements.len() >= wanted;
                 is_done || runs.impossible.is_some()
             })
         };
@@ -259,6 +270,28 @@ impl Results {
         Spread::of(pairs.flatten().map(|(one, other)| one / other))
     }
 
+    /// Whether the other system did better in an earlier pass, in each run, than in any of this outcome's.
+    #[must_use]
+    pub fn is_beaten(&self, outcome: &Outcome) -> bool {
+        let metric = outcome.compared();
+        let ends = |one: &Outcome| {
+            let spread = one.spread(Side::Rival, metric)?;
+            let (worst, best) = match metric.is_more_better() {
+                true => (spread.min, spread.max),
+                false => (-spread.max, -spread.min),
+            };
+            (spread.runs >= RUNS_UNTIL_BEATEN).then_some((worst, best))
+        };
+        let Some((_, best)) = ends(outcome) else {
+            return false;
+        };
+        let earlier = self.all(&outcome.workload);
+        let mut earlier = earlier
+            .filter(|one| one.pass != outcome.pass)
+            .filter_map(ends);
+        earlier.any(|(worst, _)| worst > best)
+    }
+
     /// One outcome per workload: where Flink was measured with several collectors, that in which it did best.
     #[must_use]
     pub fn best(&self) -> Vec<&Outcome> {
@@ -308,6 +341,35 @@ mod tests {
     use super::*;
     use crate::jobs::digest::Digest;
     use crate::workload::table;
+
+    /// It takes two runs, and no overlap.
+    #[test]
+    fn a_collector_is_beaten_when_its_best_run_is_below_the_others_worst() {
+        let cases = [
+            (vec![1.9, 1.0], true),
+            (vec![2.1, 1.0], false),
+            (vec![1.0], false),
+            (vec![], false),
+        ];
+        for (rates, expected) in cases {
+            let table = table(Profile::Full);
+            let wanted = [(PeerName::Flink, 5)];
+            let outcome_of = |pass: Collector, rates: &[f64]| {
+                let mut outcome = Outcome::new(&table[0], pass, true);
+                for rate in rates {
+                    outcome.add(pass.peer(), measurement(*rate));
+                }
+                outcome
+            };
+            let mut results = Results::new(Profile::Full, 1.0);
+            results.put(outcome_of(Collector::Parallel, &[2.0, 3.0, 4.0]));
+            let mut g1 = outcome_of(Collector::G1, &rates);
+            assert_eq!(results.is_beaten(&g1), expected, "{rates:?}");
+            assert!(!g1.is_complete(&table[0], &wanted));
+            g1.is_beaten = expected;
+            assert_eq!(g1.is_complete(&table[0], &wanted), expected, "{rates:?}");
+        }
+    }
 
     fn measurement(rate: f64) -> Measurement {
         let mut measurement = Measurement::default();

@@ -45,7 +45,7 @@ pub(super) fn workloads(
     QUERIES.iter().filter(is_measured).map(move |query| {
         // Flink is slow in these. We are not much faster in them than in others, so that half of the file is enough.
         let events = match (profile, query.name) {
-            (Profile::Full, "q4" | "q5") => file_events / 2,
+            (Profile::Full, "q4" | "q5" | "q7" | "q11") => file_events / 2,
             (Profile::Quick | Profile::Full, _) => file_events,
         };
         let asked = Asked {

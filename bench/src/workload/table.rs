@@ -237,7 +237,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     );
     table.push(passthrough.events(million(50, 300)).runs(runs(3, 5)));
     table.push(windows(10, 10).events(million(10, 50)).runs(runs(3, 5)));
-    table.push(windows(60, 5).events(million(10, 25)).runs(runs(3, 5)));
+    table.push(windows(60, 5).events(million(10, 15)).runs(runs(3, 5)));
     table.extend(nexmark::workloads(profile, million(2, 10), runs(1, 5)));
     for (name, about, buffer_timeout) in [
         (
@@ -287,7 +287,8 @@ pub fn table(profile: Profile) -> Vec<Workload> {
             table.push(
                 Workload::new(name, about, TOGETHER, Kind::Restore)
                     .keys(keys)
-                    .runs(2),
+                    .runs(5)
+                    .rival_runs(1),
             );
         }
     }
@@ -311,7 +312,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         APART,
         Kind::Throughput(throughput),
     );
-    table.push(shuffle.events(million(20, 100)).runs(runs(3, 5)));
+    table.push(shuffle.events(million(20, 60)).runs(runs(3, 5)));
     recoveries(is_full, &mut table);
     for (name, about, nodes) in [
         (
@@ -330,7 +331,11 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         table.push(workload.rival_runs(runs(1, 3)));
     }
     let about = "a JobManager and a TaskManager with nothing to do";
-    table.push(Workload::new("idle", about, SMALLEST, Kind::Idle).runs(runs(1, 5)));
+    table.push(
+        Workload::new("idle", about, SMALLEST, Kind::Idle)
+            .runs(runs(1, 5))
+            .rival_runs(runs(1, 2)),
+    );
     table
 }
 
@@ -338,8 +343,8 @@ pub fn table(profile: Profile) -> Vec<Workload> {
 fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
     let runs = if is_full { 5 } else { 3 };
     for (keys, [quick, full], turns) in [
-        (1_000, [20, 80], "keyed-count-1e3"),
-        (1_000_000, [10, 25], "keyed-count-1e6"),
+        (1_000, [20, 50], "keyed-count-1e3"),
+        (1_000_000, [10, 20], "keyed-count-1e6"),
         (10_000_000, [0, 20], "keyed-count-1e7"),
     ] {
         let events = if is_full { full } else { quick } * 1_000_000;
@@ -351,7 +356,7 @@ fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
         let checkpoints = keyed_count(Some("1s")).in_turns(turns);
         table.push(if keys > 1_000_000 {
             // A run takes Flink a minute or more: it writes all keys each time. No bar stands on it.
-            checkpoints.runs(3)
+            checkpoints.rival_runs(2)
         } else {
             checkpoints
         });
