@@ -1,7 +1,7 @@
 //! Bytes that small things are appended to, one behind the other: entries of state, records of a batch.
 //!
 //! Asking a vector for room for each byte costs more than encoding it. So there always is room, a thing is written into it without
-//! asking, and once more into more room when it was too little. Invariant: a thing is in the buffer whole or not at all.
+//! asking, and anew into more room when it was too little. Invariant: a thing is in the buffer whole or not at all.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,13 +25,17 @@ pub(crate) struct AppendBuffer {
 impl AppendBuffer {
     /// An empty buffer with room for so many bytes.
     pub(crate) fn with_room(bytes: usize) -> Self {
-        Self::behind(Vec::new(), bytes)
+        // Not by `behind`, which would write all of it: memory that comes zeroed costs nothing before it is used.
+        Self {
+            bytes: vec![0; bytes],
+            end: 0,
+        }
     }
 
-    /// Goes on behind what is there, with room for so many bytes more, or for all that the vector has.
-    pub(crate) fn behind(mut bytes: Vec<u8>, room: usize) -> Self {
+    /// Goes on behind what is there, with the room that the vector has.
+    pub(crate) fn behind(mut bytes: Vec<u8>) -> Self {
         let end = bytes.len();
-        bytes.resize((end + room).max(bytes.capacity()), 0);
+        bytes.resize(bytes.capacity(), 0);
         Self { bytes, end }
     }
 
@@ -259,12 +263,15 @@ mod tests {
     /// Lengths on both sides of where a length takes one more byte, in an order in which the buffer grows at every step of an entry.
     #[test]
     fn parts_of_any_length_come_back_whatever_room_there_was() {
-        let lengths = [0, 1, 0x7f, 0x80, 0xff, 0x3fff, 0x4000, 100_000];
+        let lengths: Vec<usize> = (0..=20)
+            .chain([0x7f, 0x80, 0xff, 0x3fff, 0x4000, 100_000])
+            .collect();
+        let bytes = |length: usize| -> Vec<u8> { (0..length).map(|i| i as u8).collect() };
         for first_room in (0..64).chain([200, 16_500]) {
             let mut buffer = AppendBuffer::with_room(first_room);
             buffer.put(&[7]);
-            for length in lengths {
-                let part = vec![length as u8; length];
+            for &length in &lengths {
+                let part = bytes(length);
                 let put = |room: &mut Room<'_>| {
                     room.put_part(|room| -> Result<(), Infallible> {
                         room.put(&part);
@@ -283,7 +290,7 @@ mod tests {
                 .iter()
                 .map(|entry| (entry.key_bytes.len(), entry.value.clone().unwrap()))
                 .collect();
-            let expected = lengths.map(|length| (length, vec![length as u8; length]));
+            let expected: Vec<_> = lengths.iter().map(|&n| (n, bytes(n))).collect();
             assert_eq!(found, expected);
         }
     }
@@ -294,7 +301,8 @@ mod tests {
         let mut buffer = AppendBuffer::default();
         buffer.put(b"before");
         let failed = buffer.append(|room| {
-            room.put(b"half of it");
+            // More than there is room for at first.
+            room.put(&[7; 2 * FIRST_ROOM]);
             Err("cannot be encoded")
         });
         assert_eq!(failed, Err("cannot be encoded"));

@@ -10,7 +10,8 @@ pub type Timestamp = i64;
 /// The watermark of an input that has ended.
 pub const MAX_WATERMARK: Timestamp = i64::MAX;
 
-/// Records that a node gathers before it hands them on, and that a batch within a process has at most (unless one call emits more).
+/// Records that a node gathers before it hands them on. A batch may have more: one call may emit more, and what comes from another
+/// process was gathered in larger ones.
 pub const BATCH_RECORDS_MAX: usize = 1024;
 
 /// What can travel between tasks. Implemented for every type that fits.

@@ -60,13 +60,9 @@ impl<T> Default for SerdeCodec<T> {
     }
 }
 
-/// Room for values before any of them is encoded, per record; more is made as it is needed.
-const ROOM_BYTES: usize = 16;
-
 /// Encodes values one behind the other; the number of the one that cannot be, and why.
 fn put_values<T: Record>(values: &[T], out: &mut Vec<u8>) -> Result<(), (usize, postcard::Error)> {
-    let room = (values.len() + 1) * ROOM_BYTES;
-    let mut buffer = AppendBuffer::behind(std::mem::take(out), room);
+    let mut buffer = AppendBuffer::behind(std::mem::take(out));
     let mut values = values.iter().enumerate();
     let result = values.try_for_each(|(index, value)| {
         let put = |room: &mut Room<'_>| postcard::serialize_with_flavor(value, room);

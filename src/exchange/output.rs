@@ -21,11 +21,14 @@ use crate::batch::{BATCH_RECORDS_MAX, Batch, Record, StreamElement};
 
 /// Records of one frame; a larger batch is split before it is encoded.
 const FRAME_RECORDS_MAX: usize = 8192;
-/// Records to gather for a channel to another process, where a batch costs system calls and the waking of four threads.
+/// Records to gather at most for a channel to another process, where a batch costs system calls and the waking of four threads.
 pub(super) const REMOTE_BATCH_RECORDS: usize = 4 * BATCH_RECORDS_MAX;
+/// Bytes of a batch above which gathering more records than for a channel within the process does not pay.
+const REMOTE_BATCH_BYTES: u64 = 64 * 1024;
 const _: () = assert!(
     REMOTE_BATCH_RECORDS <= FRAME_RECORDS_MAX
-        && 4 * REMOTE_BATCH_RECORDS <= super::registry::WINDOW_RECORDS as usize,
+        && 4 * REMOTE_BATCH_RECORDS <= super::registry::WINDOW_RECORDS as usize
+        && 4 * REMOTE_BATCH_BYTES <= super::registry::WINDOW_BYTES,
     "a gathered batch goes as one frame, and some are under way while one is encoded and one decoded"
 );
 /// Barriers and the like that wait for a channel that takes nothing, e.g. one barrier for each checkpoint that failed meanwhile.
@@ -52,6 +55,8 @@ pub(super) enum Target<T> {
         encoded_records: usize,
         /// Capacity for the next encoding.
         last_bytes: usize,
+        /// See [`OutputChannel::batch_records`].
+        batch_records: usize,
     },
     /// It could not be opened.
     Failed(FailureKind),
@@ -65,6 +70,7 @@ impl<T> Target<T> {
             encoded: VecDeque::new(),
             encoded_records: 0,
             last_bytes: 0,
+            batch_records: BATCH_RECORDS_MAX,
         }
     }
 }
@@ -142,6 +148,7 @@ impl<T: Record> OutputChannel<T> {
                 encoded,
                 encoded_records,
                 last_bytes,
+                batch_records,
             } => {
                 if let Some(message) = output.failure() {
                     return Err(peer_lost(&self.peer, message));
@@ -164,6 +171,9 @@ impl<T: Record> OutputChannel<T> {
                             if let Some(StreamElement::Batch(batch)) = self.pending.pop() {
                                 *encoded_records += batch.len();
                                 encode(&**codec, batch, last_bytes, encoded)?;
+                                if let Some(last) = encoded.back() {
+                                    *batch_records = worth_gathering(last, output.window_bytes());
+                                }
                             }
                             continue;
                         }
@@ -218,12 +228,23 @@ impl<T: Record> OutputChannel<T> {
         }
     }
 
-    /// How many records are worth gathering into one batch, when there is no other reason to hand them over.
+    /// How many records are worth gathering into one batch, when there is no other reason to hand them over. To another process
+    /// more, as long as they are small: that changes with what was sent last.
     #[must_use]
     pub fn batch_records(&self) -> usize {
         match &self.target {
-            Target::Remote { .. } => REMOTE_BATCH_RECORDS,
+            Target::Remote { batch_records, .. } => *batch_records,
             Target::Local(_) | Target::Failed(_) => BATCH_RECORDS_MAX,
+        }
+    }
+
+    /// From how many records on a batch goes as it is instead of being gathered. To another process a batch costs more than moving its
+    /// records into a larger one.
+    #[must_use]
+    pub fn whole_from(&self) -> usize {
+        match &self.target {
+            Target::Remote { batch_records, .. } => *batch_records,
+            Target::Local(_) | Target::Failed(_) => BATCH_RECORDS_MAX / 4,
         }
     }
 
@@ -261,6 +282,13 @@ fn body(value: &impl serde::Serialize) -> Bytes {
     postcard::to_stdvec(value).unwrap_or_default().into()
 }
 
+/// As many records as the last ones were small, within a quarter of the window, so that some batches are under way.
+fn worth_gathering(last: &Encoded, window_bytes: u64) -> usize {
+    let bytes = REMOTE_BATCH_BYTES.min(window_bytes / 4);
+    let fitting = bytes * u64::from(last.records) / (last.body.len() as u64).max(1);
+    (fitting as usize).clamp(BATCH_RECORDS_MAX, REMOTE_BATCH_RECORDS)
+}
+
 /// Encodes a batch into frames of bounded records and bytes.
 fn encode<T: Record>(
     codec: &dyn BatchCodec<T>,
@@ -283,7 +311,8 @@ fn encode_within<T: Record>(
         if batch.len() > FRAME_RECORDS_MAX {
             rest.push(split_off(&mut batch, FRAME_RECORDS_MAX));
         }
-        let mut body = Vec::with_capacity(DATA_PREFIX_BYTES + *last_bytes);
+        // A little more than last time: one byte too little would double it.
+        let mut body = Vec::with_capacity(DATA_PREFIX_BYTES + *last_bytes + *last_bytes / 16);
         body.extend_from_slice(&(batch.len() as u32).to_le_bytes());
         codec
             .encode(&batch, &mut body)
@@ -330,6 +359,29 @@ fn split_off<T>(batch: &mut Batch<T>, at: usize) -> Batch<T> {
 mod tests {
     use super::*;
     use crate::exchange::FixedCodec;
+    use crate::exchange::registry::{WINDOW_BYTES, WINDOW_BYTES_MIN};
+
+    /// Small records fourfold; large ones, and small windows, as within the process, so that a window holds several batches.
+    #[test]
+    fn what_is_gathered_for_another_process_follows_the_size_of_records() {
+        let cases = [
+            (9, WINDOW_BYTES, REMOTE_BATCH_RECORDS),
+            (16, WINDOW_BYTES, REMOTE_BATCH_RECORDS),
+            (32, WINDOW_BYTES, 2 * BATCH_RECORDS_MAX),
+            (300, WINDOW_BYTES, BATCH_RECORDS_MAX),
+            (9, WINDOW_BYTES_MIN, BATCH_RECORDS_MAX),
+            (1, WINDOW_BYTES_MIN, REMOTE_BATCH_RECORDS),
+            (9, 0, BATCH_RECORDS_MAX),
+        ];
+        for (record_bytes, window_bytes, expected) in cases {
+            let last = Encoded {
+                records: 100,
+                body: vec![0; 100 * record_bytes].into(),
+            };
+            let found = worth_gathering(&last, window_bytes);
+            assert_eq!(found, expected, "{record_bytes} in {window_bytes}");
+        }
+    }
 
     /// Batches above the limits of records and bytes leave as several frames, in order, each within both limits.
     #[test]

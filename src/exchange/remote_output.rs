@@ -151,6 +151,12 @@ impl RemoteOutput {
         self.lock().failure.clone()
     }
 
+    /// What may be under way, in bytes; before anybody has connected nothing.
+    pub(super) fn window_bytes(&self) -> u64 {
+        let state = self.lock();
+        state.link.as_ref().map_or(0, |link| link.window.bytes)
+    }
+
     /// Whether a batch of so many records is worth encoding now; if not, the task will be woken.
     pub(super) fn may_encode(&self, records: usize) -> bool {
         let mut state = self.lock();

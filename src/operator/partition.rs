@@ -16,9 +16,6 @@ use crate::key::{Key, KeyHash};
 /// Records that may wait for credit in one channel before the task stops taking input.
 const PENDING_RECORDS_MAX: usize = BATCH_RECORDS_MAX;
 
-/// A batch with one target goes on as it is, instead of being gathered, from this part of what is to be gathered on.
-const PASS_THROUGH_PART: usize = 4;
-
 /// Decides which channels a record goes to.
 pub(crate) trait Partitioner<T>: Send {
     /// Moves the records of `batch` to the targets, and leaves it empty.
@@ -36,7 +33,7 @@ pub(crate) struct Targets<T> {
 
 struct Target<T> {
     buffer: Batch<T>,
-    /// See [`OutputChannel::batch_records`].
+    /// See [`OutputChannel::batch_records`]; kept here for the push of each record.
     batch_records: usize,
     channel: OutputChannel<T>,
 }
@@ -57,11 +54,9 @@ impl<T: Record> Targets<T> {
 
     pub(crate) fn push_batch(&mut self, target: usize, batch: &mut Batch<T>) {
         let Target {
-            buffer,
-            batch_records,
-            channel,
+            buffer, channel, ..
         } = &mut self.targets[target];
-        if buffer.is_empty() && batch.len() >= *batch_records / PASS_THROUGH_PART {
+        if buffer.is_empty() && batch.len() >= channel.whole_from() {
             let next = std::mem::take(buffer);
             let whole = std::mem::replace(batch, next);
             *buffer = channel.recycled();
@@ -87,6 +82,7 @@ impl<T: Record> Target<T> {
     fn hand_over(&mut self) {
         let gathered = std::mem::replace(&mut self.buffer, self.channel.recycled());
         self.channel.push(StreamElement::Batch(gathered));
+        self.batch_records = self.channel.batch_records();
     }
 }
 

@@ -2,16 +2,13 @@
 
 use super::single::Pending;
 use crate::key::{Key, KeyHash};
-use crate::state::KeyedBackend;
-
-/// Records whose state is brought near the processor before the first of them is processed.
-const READ_AHEAD_RECORDS: usize = 64;
+use crate::state::{KeyedBackend, READ_AHEAD_MAX};
 
 /// See the module.
 pub(super) struct ReadAhead<K> {
     keys: Vec<(K, KeyHash)>,
     is_reading: bool,
-    places: Vec<(usize, u64)>,
+    hashes: Vec<(usize, u64)>,
 }
 
 impl<K: Key> ReadAhead<K> {
@@ -19,7 +16,7 @@ impl<K: Key> ReadAhead<K> {
         Self {
             keys: Vec::new(),
             is_reading: false,
-            places: Vec::new(),
+            hashes: Vec::new(),
         }
     }
 
@@ -35,13 +32,13 @@ impl<K: Key> ReadAhead<K> {
         self.is_reading = true;
         let ahead = input.values.as_slice();
         self.keys
-            .extend(ahead.iter().take(READ_AHEAD_RECORDS).map(|value| {
+            .extend(ahead.iter().take(READ_AHEAD_MAX).map(|value| {
                 let key = selector(value);
                 let hash = KeyHash::of(&key);
                 (key, hash)
             }));
         self.is_reading = false;
-        backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.places);
+        backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.hashes);
     }
 
     /// The keys, in the order of the records.

@@ -22,7 +22,7 @@ pub(super) const STEPS_PER_LOOK: u32 = if cfg!(test) { 3 } else { 64 };
 /// The log leads when it names at most one in so many places. Small in tests, whose tables are small.
 const SCAN_COST_RATIO: usize = if cfg!(test) { 2 } else { 16 };
 
-/// Places that are looked at together. At most 64; few in tests, as above.
+/// Places, or log records, that are looked at together. At most 64; few in tests, as above.
 const BLOCK: u32 = if cfg!(test) { 3 } else { 64 };
 
 /// What is left of a slice.
@@ -122,6 +122,8 @@ impl ShardCursor {
         }
     }
 
+    /// The bits are as many as there were places when the group was begun; a table with other places has moved its entries, and then the
+    /// group begins again.
     #[inline]
     fn mark(&mut self, place: u32) {
         self.written[place as usize / 64] |= 1 << (place % 64);

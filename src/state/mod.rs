@@ -42,6 +42,7 @@ pub use encoding::{DecodeError, RawEntry, decode_entries};
 pub use list::ListState;
 pub use map::MapState;
 pub use memory::{CAPTURES_MAX, MemoryBackend};
+pub(crate) use table::READ_AHEAD_MAX;
 pub use timers::Timers;
 pub use value::ValueState;
 
@@ -247,15 +248,15 @@ impl<K: Key> KeyedBackend<K> {
         memory.set_current_key(key, hash);
     }
 
-    /// Brings the entries of the next keys near the processor. `places` is scratch space, kept by the caller.
+    /// Brings the entries of the next keys near the processor. `scratch` is the caller's, to be used again.
     #[inline]
     pub(crate) fn read_ahead(
         &self,
         hashes: impl Iterator<Item = KeyHash>,
-        places: &mut Vec<(usize, u64)>,
+        scratch: &mut Vec<(usize, u64)>,
     ) {
         let Self::Memory(memory) = self;
-        memory.read_ahead(hashes, places);
+        memory.read_ahead(hashes, scratch);
     }
 
     /// The key that all handles work on.

@@ -21,8 +21,9 @@ use crate::key::KeyHash;
 /// `since` of an entry that was never there: above every interval, so that no capture takes it for older than its barrier.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// Entries that are read ahead together: more than a processor's cache misses that can be under way at once.
-const TOUCHED_TOGETHER: usize = 64;
+/// Entries that are worth reading ahead together: more than the cache misses that a processor can have under way at once, and few
+/// enough for its nearest cache to hold them, their tags and their records until they are processed.
+pub(crate) const READ_AHEAD_MAX: usize = 64;
 
 /// Deletions listed beyond twice the number of places before the list is compacted.
 const TOMBSTONES_SLACK: usize = 64;
@@ -215,8 +216,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
     /// misses as the processor can keep are under way at once.
     pub(super) fn touch(&self, hashes: &[(usize, u64)]) -> u64 {
         let mut seen = 0;
-        for hashes in hashes.chunks(TOUCHED_TOGETHER) {
-            let mut found: [Option<&Entry<Q, C>>; TOUCHED_TOGETHER] = [None; TOUCHED_TOGETHER];
+        for hashes in hashes.chunks(READ_AHEAD_MAX) {
+            let mut found: [Option<&Entry<Q, C>>; READ_AHEAD_MAX] = [None; READ_AHEAD_MAX];
             for (found, (shard, hash)) in found.iter_mut().zip(hashes) {
                 *found = self.shards[*shard].entries.find(*hash, |_| true);
             }

@@ -11,8 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::super::frame::{Credit, Frame, Kind, OpenBody, Window, read_frame};
 use super::super::producer_link::write_frame;
-use super::super::registry::WINDOW_RECORDS;
-use super::super::registry::{WINDOW_BYTES, WINDOW_BYTES_MIN};
+use super::super::registry::{WINDOW_BYTES, WINDOW_BYTES_MIN, WINDOW_RECORDS};
 use super::*;
 
 const MEMORY: u64 = 64 << 20;

@@ -206,7 +206,8 @@ impl<K: Key> MemoryBackend<K> {
             }
             // Groups are about as large as each other: growing step by step would move the bytes, all within one slice.
             let expected = capture.out.len() + capture.out.len() / 8;
-            let next = AppendBuffer::with_room(expected);
+            let is_last = capture.shard + 1 == self.range.len();
+            let next = AppendBuffer::with_room(if is_last { 0 } else { expected });
             let bytes = std::mem::replace(&mut capture.out, next).into_bytes();
             if capture.extent.base.is_none() || !bytes.is_empty() {
                 let group = KeyGroup(self.range.start.0 + capture.shard as u16);

@@ -95,18 +95,18 @@ impl<K: Key> MemoryBackend<K> {
     pub(super) fn read_ahead(
         &self,
         hashes: impl Iterator<Item = KeyHash>,
-        places: &mut Vec<(usize, u64)>,
+        scratch: &mut Vec<(usize, u64)>,
     ) {
         let Some(state) = self.states.iter().find(|s| s.table.wants_read_ahead()) else {
             return;
         };
-        places.clear();
-        places.extend(
+        scratch.clear();
+        scratch.extend(
             hashes
                 .map(|hash| (self.shard_of(hash), spread(hash.0)))
                 .filter(|(shard, _)| *shard != usize::MAX),
         );
-        std::hint::black_box(state.table.read_ahead(places));
+        std::hint::black_box(state.table.read_ahead(scratch));
     }
 
     /// Beyond all shards when the key is not ours.
