@@ -246,11 +246,16 @@ impl Results {
         self.calls.partition_point(|call| *call <= outcome.began)
     }
 
-    /// In how many calls of the program the outcomes were measured.
+    /// In how many calls of the program these outcomes were measured.
+    pub(crate) fn calls_of<'a>(&self, outcomes: impl IntoIterator<Item = &'a Outcome>) -> usize {
+        let calls = outcomes.into_iter().map(|one| self.call(one));
+        calls.collect::<BTreeSet<_>>().len()
+    }
+
+    /// In how many calls of the program all that there is was measured.
     #[must_use]
     pub fn calls_measured(&self) -> usize {
-        let calls = self.outcomes.iter().map(|one| self.call(one));
-        calls.collect::<BTreeSet<_>>().len()
+        self.calls_of(&self.outcomes)
     }
 
     /// The outcome of another workload whose runs took turns with those of this one; of another pass or call they did not.
