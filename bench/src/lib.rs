@@ -19,6 +19,8 @@ pub mod command;
 #[cfg(feature = "runner")]
 pub mod figures;
 #[cfg(feature = "runner")]
+mod load;
+#[cfg(feature = "runner")]
 pub mod machine;
 #[cfg(feature = "runner")]
 pub mod peer;

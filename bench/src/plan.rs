@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::load::{REFERENCE, half_load};
 use crate::peer::flink::Collector;
 use crate::report::results::Results;
 use crate::workload::{Kind, Profile, Workload, table};
@@ -56,6 +57,9 @@ pub struct Plan {
     pub cache: PathBuf,
 }
 
+/// The pass that measures everything, and whose figures others are held against.
+pub(crate) const FIRST_PASS: Collector = Collector::Parallel;
+
 /// A group in a pass, with its members that are measured then.
 pub type Group<'a> = (Collector, Vec<&'a Workload>);
 
@@ -78,8 +82,8 @@ impl Plan {
     /// One for each collector; without Flink there is nothing to repeat.
     fn passes(&self) -> &'static [Collector] {
         match (self.has(PeerName::Flink), self.profile) {
-            (false, _) | (true, Profile::Quick) => &[Collector::Parallel],
-            (true, Profile::Full) => &[Collector::Parallel, Collector::G1],
+            (false, _) | (true, Profile::Quick) => &[FIRST_PASS],
+            (true, Profile::Full) => &[FIRST_PASS, Collector::G1],
         }
     }
 
@@ -103,17 +107,22 @@ impl Plan {
     #[must_use]
     pub fn pending<'a>(&self, workloads: &'a [Workload], known: &Results) -> Vec<Group<'a>> {
         let mut pending = Vec::new();
-        for (number, pass) in self.passes().iter().copied().enumerate() {
+        let mut load = Some(half_load(known));
+        for pass in self.passes().iter().copied() {
             for mut group in groups(workloads) {
-                group.retain(|one| number == 0 || is_in_every_pass(one));
+                group.retain(|one| pass == FIRST_PASS || is_in_every_pass(one));
                 group.retain(|one| !self.wanted(one).is_empty());
                 let is_complete = |one: &&Workload| {
                     let outcome = known.of(&one.name, pass);
-                    outcome.is_some_and(|outcome| outcome.is_complete(one, &self.wanted(one)))
+                    outcome.is_some_and(|outcome| outcome.is_complete(one, &self.wanted(one), load))
                 };
                 let measured = group.iter().filter_map(|one| known.of(&one.name, pass));
                 let took_turns = known.calls_of(measured) <= 1;
                 if !(took_turns && group.iter().all(is_complete)) {
+                    if pass == FIRST_PASS && group.iter().any(|one| one.name == REFERENCE) {
+                        // Another will be known by the time that latency is measured, which comes after it.
+                        load = None;
+                    }
                     pending.push((pass, group));
                 }
             }
@@ -154,7 +163,7 @@ fn groups(workloads: &[Workload]) -> Vec<Vec<&Workload>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::figures::Measurement;
+    use crate::figures::{Measurement, Metric};
     use crate::report::results::Outcome;
 
     fn plan(profile: Profile, only: &[&str]) -> Plan {
@@ -184,9 +193,12 @@ mod tests {
         for (pass, group) in plan.pending(workloads, &results.clone()) {
             for workload in group {
                 let mut outcome = Outcome::new(workload, pass, plan.has(PeerName::Flink));
+                let mut measurement = Measurement::default();
+                measurement.set(Metric::WarmRate, 4.0);
+                measurement.set(Metric::Rate, half_load(&results) as f64 / 1e6);
                 for (peer, runs) in plan.wanted(workload) {
                     for _ in 0..runs {
-                        outcome.add(peer.name(pass), Measurement::default());
+                        outcome.add(peer.name(pass), measurement.clone());
                     }
                 }
                 results.put(outcome);
@@ -357,6 +369,67 @@ mod tests {
             assert_eq!(known.outcomes.len(), 6);
             change(&mut plan, &mut known);
             let workloads = plan.workloads();
+            assert_eq!(names(&plan.pending(&workloads, &known)), expected, "{what}");
+        }
+    }
+
+    /// One change to complete results at a time: latency is complete at half of what the reference did in the first pass.
+    #[test]
+    fn latency_at_another_load_is_measured_anew() {
+        type Change = fn(&mut Results);
+        fn set(outcome: &mut Outcome, metric: Metric, value: f64) {
+            let runs = outcome.peers.values_mut();
+            for measurement in runs.flat_map(|runs| &mut runs.measurements) {
+                measurement.set(metric, value);
+            }
+        }
+        const FIRST: &str = "flink-parallel: latency latency-buffer-0";
+        const SECOND: &str = "flink-g1: latency latency-buffer-0";
+        let reference = format!("flink-parallel: {REFERENCE}");
+        let cases: [(&str, Change, &[&str]); 6] = [
+            ("nothing", |_| {}, &[]),
+            (
+                "there was no reference at that time",
+                |known| {
+                    for place in [1, 2, 4, 5] {
+                        set(&mut known.outcomes[place], Metric::Rate, 1.0);
+                    }
+                },
+                &[FIRST, SECOND],
+            ),
+            (
+                "one run had another load",
+                |known| {
+                    let runs = known.outcomes[5].peers.get_mut("perennial").unwrap();
+                    runs.measurements[1].set(Metric::Rate, 1.9);
+                },
+                &[SECOND],
+            ),
+            (
+                "the reference is faster by now",
+                |known| set(&mut known.outcomes[0], Metric::WarmRate, 5.0),
+                &[FIRST, SECOND],
+            ),
+            (
+                "the reference is faster by now, in the other pass",
+                |known| set(&mut known.outcomes[3], Metric::WarmRate, 5.0),
+                &[],
+            ),
+            (
+                "the reference is to be measured anew",
+                |known| {
+                    let runs = known.outcomes[0].peers.get_mut("perennial").unwrap();
+                    runs.measurements.pop();
+                },
+                &[&reference, FIRST, SECOND],
+            ),
+        ];
+        for (what, change, expected) in cases {
+            let plan = plan(Profile::Full, &[REFERENCE, "latency"]);
+            let workloads = plan.workloads();
+            let mut known = all(&plan, &workloads);
+            assert_eq!((known.outcomes.len(), half_load(&known)), (6, 2_000_000));
+            change(&mut known);
             assert_eq!(names(&plan.pending(&workloads, &known)), expected, "{what}");
         }
     }

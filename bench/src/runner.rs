@@ -5,16 +5,14 @@
 use std::collections::BTreeMap;
 
 use crate::command::progress::Progress;
-use crate::figures::{Measurement, Metric};
+use crate::figures::Measurement;
+use crate::load::half_load;
 use crate::peer::flink::{Collector, Flink, Installation};
 use crate::peer::perennial::Perennial;
 use crate::peer::{NotPossible, Peer, bare};
 use crate::plan::{PeerName, Plan};
-use crate::report::results::{Outcome, RUNS_UNTIL_BEATEN, Results, Side};
+use crate::report::results::{Outcome, RUNS_UNTIL_BEATEN, Results};
 use crate::workload::{Context, Workload, measure, warm_up};
-
-/// The workload whose rate tells what half load is.
-const LOAD_REFERENCE: &str = "keyed-count-1e3-cp1s";
 
 /// Measures everything that the results lack. `keep` is called after each group with all that is known by then.
 pub fn run(
@@ -80,18 +78,6 @@ pub fn run(
     // Also when there was nothing to do: what is left of the files may be of an earlier call.
     keep(&results)?;
     Ok(results)
-}
-
-fn half_load(results: &Results) -> Option<u64> {
-    let rate = |side| results.median(LOAD_REFERENCE, side, Metric::WarmRate);
-    let rates = [rate(Side::Perennial), rate(Side::Rival)]
-        .into_iter()
-        .flatten();
-    let slowest = rates.fold(f64::INFINITY, f64::min);
-    // To the next hundred thousand, so that the figure can be said.
-    slowest
-        .is_finite()
-        .then(|| ((slowest * 1e6 / 2.0 / 1e5).round() as u64).max(1) * 100_000)
 }
 
 /// Those with a cluster, as far as they are measured.

@@ -9,7 +9,7 @@ use crate::machine;
 use crate::marks::now_us;
 use crate::peer::flink::Collector;
 use crate::plan::PeerName;
-use crate::workload::{Profile, Workload};
+use crate::workload::{Kind, Profile, Workload};
 
 /// Who is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +105,13 @@ impl Outcome {
     }
 
     /// Whether nothing is left to measure: each of these peers has its runs, or can have none. Other sizes than those of today's table do
-    /// not count.
-    pub(crate) fn is_complete(&self, workload: &Workload, wanted: &[(PeerName, usize)]) -> bool {
+    /// not count, nor does latency at another load than this one; `None`: that is not known yet.
+    pub(crate) fn is_complete(
+        &self,
+        workload: &Workload,
+        wanted: &[(PeerName, usize)],
+        half_load: Option<u64>,
+    ) -> bool {
         let has = |(peer, wanted): &(PeerName, usize)| {
             let wanted = match self.is_beaten {
                 true => RUNS_UNTIL_BEATEN.min(*wanted),
@@ -117,7 +122,28 @@ impl Outcome {
                 is_done || runs.impossible.is_some()
             })
         };
-        (self.events, self.keys) == (workload.events, workload.keys) && wanted.iter().all(has)
+        let has_its_load = match &workload.kind {
+            Kind::Latency { .. } => half_load.is_some_and(|load| self.has_load(load)),
+            Kind::Throughput(_)
+            | Kind::Nexmark(_)
+            | Kind::Files
+            | Kind::Recovery(_)
+            | Kind::Start(_)
+            | Kind::Idle
+            | Kind::Checkpoints { .. }
+            | Kind::Restore => true,
+        };
+        let has_its_sizes = (self.events, self.keys) == (workload.events, workload.keys);
+        has_its_sizes && has_its_load && wanted.iter().all(has)
+    }
+
+    /// Whether each run had this rate, in events per second.
+    fn has_load(&self, load: u64) -> bool {
+        let mut runs = self.peers.values().flat_map(|runs| &runs.measurements);
+        runs.all(|run| {
+            let rate = run.metrics.get(&Metric::Rate);
+            rate.is_some_and(|rate| (rate * 1e6).round() as u64 == load)
+        })
     }
 
     /// Runs of one side.
@@ -327,12 +353,6 @@ impl Results {
         self.best().into_iter().find(|one| one.workload == workload)
     }
 
-    /// Middle of a side's runs.
-    #[must_use]
-    pub fn median(&self, workload: &str, side: Side, metric: Metric) -> Option<f64> {
-        Some(self.outcome(workload)?.spread(side, metric)?.median)
-    }
-
     /// Whether a run failed or an output was wrong.
     #[must_use]
     pub fn has_failed(&self) -> bool {
@@ -370,9 +390,10 @@ mod tests {
             results.put(outcome_of(Collector::Parallel, &[2.0, 3.0, 4.0]));
             let mut g1 = outcome_of(Collector::G1, &rates);
             assert_eq!(results.is_beaten(&g1), expected, "{rates:?}");
-            assert!(!g1.is_complete(&table[0], &wanted));
+            assert!(!g1.is_complete(&table[0], &wanted, None));
             g1.is_beaten = expected;
-            assert_eq!(g1.is_complete(&table[0], &wanted), expected, "{rates:?}");
+            let is_complete = g1.is_complete(&table[0], &wanted, None);
+            assert_eq!(is_complete, expected, "{rates:?}");
         }
     }
 

@@ -13,8 +13,6 @@ use crate::peer::{Peer, Submission};
 
 /// What is sent, in seconds; the first three are not counted.
 const SECONDS: u64 = 10;
-/// Events per second, when no run before this has told what the peers can do.
-const DEFAULT_RATE: u64 = 1_000_000;
 const DEADLINE: Duration = Duration::from_mins(2);
 
 pub(super) fn measure(
@@ -25,7 +23,7 @@ pub(super) fn measure(
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
     let directory = marks_directory(scratch)?;
-    let rate = context.half_load.unwrap_or(DEFAULT_RATE);
+    let rate = context.half_load;
     let mut submission = Submission::new("latency", "perennial.bench.Latency")
         .setting("parallelism.default", 2)
         .setting("execution.checkpointing.interval", "1s")
@@ -58,6 +56,7 @@ pub(super) fn measure(
         let slower = subtasks.iter().filter_map(|mark| mark.number(name)).max();
         measurement.set(metric, slower.unwrap_or(0) as f64 / 1e3);
     }
+    // Also so that later calls know whether it is that of their results.
     measurement.set(Metric::Rate, rate as f64 / 1e6);
     Ok(measurement)
 }

@@ -156,8 +156,8 @@ impl Workload {
 pub struct Context<'a> {
     /// Where generated input is kept.
     pub inputs: &'a Path,
-    /// Half of what the slower peer did with the workload that latency refers to, in events per second.
-    pub half_load: Option<u64>,
+    /// At what latency is measured, in events per second.
+    pub half_load: u64,
 }
 
 /// Measures one run. `scratch` is an empty directory.

@@ -198,7 +198,7 @@ mod tests {
                 &workload,
                 crate::workload::Context {
                     inputs: scratch.path(),
-                    half_load: None,
+                    half_load: 0,
                 },
                 scratch.path(),
             )
