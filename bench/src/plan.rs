@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::load::{REFERENCE, half_load};
 use crate::peer::flink::Collector;
+use crate::report::ResumeError;
 use crate::report::results::Results;
 use crate::workload::{Kind, Profile, Workload, table};
 
@@ -128,6 +129,32 @@ impl Plan {
             }
         }
         pending
+    }
+
+    /// Refuses pending groups that would take the place of results of a peer that takes no part now, be it that nobody named it or that
+    /// it is not there.
+    ///
+    /// # Errors
+    /// [`ResumeError::Loss`].
+    pub(crate) fn refuse_loss(
+        &self,
+        pending: &[Group<'_>],
+        known: &Results,
+    ) -> Result<(), ResumeError> {
+        for (pass, group) in pending {
+            for outcome in group.iter().filter_map(|one| known.of(&one.name, *pass)) {
+                let missing = PeerName::value_variants().iter();
+                let mut missing = missing.filter(|peer| !self.has(**peer));
+                let is_known = |peer: &&PeerName| outcome.peers.contains_key(peer.name(*pass));
+                if let Some(peer) = missing.find(is_known) {
+                    return Err(ResumeError::Loss {
+                        workload: outcome.workload.clone(),
+                        peer: peer.name(*pass),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -370,6 +397,48 @@ mod tests {
             change(&mut plan, &mut known);
             let workloads = plan.workloads();
             assert_eq!(names(&plan.pending(&workloads, &known)), expected, "{what}");
+        }
+    }
+
+    /// Nothing is replaced by something of fewer peers; what is complete, or is not known yet, needs no peer.
+    #[test]
+    fn no_peers_results_are_lost() {
+        use PeerName::{Bare, Flink, Perennial};
+        let cases: [(&[PeerName], &[&str], Option<usize>, Option<&str>); 7] = [
+            (&[Perennial, Flink, Bare], &[], Some(9), None),
+            (&[Perennial], &[], None, None),
+            (&[Perennial, Flink], &[], Some(9), Some("bare")),
+            (&[Perennial, Bare], &[], Some(9), Some("flink-parallel")),
+            (&[Flink, Bare], &[], Some(9), Some("perennial")),
+            (&[Perennial], &["idle"], Some(9), Some("flink-parallel")),
+            // What the table measures without Flink has none to lose, and this is not known.
+            (
+                &[Perennial],
+                &["keyed-count-1e6-one", "start"],
+                Some(9),
+                None,
+            ),
+        ];
+        for (peers, only, runs, expected) in cases {
+            let mut plan = plan(
+                Profile::Full,
+                &["passthrough", "idle", "keyed-count-1e6-one"],
+            );
+            let known = all(&plan, &plan.workloads());
+            if !only.is_empty() {
+                plan.only = only.iter().map(|name| (*name).to_owned()).collect();
+            }
+            plan.runs = runs;
+            plan.peers = peers.to_vec();
+            let workloads = plan.workloads();
+            let pending = plan.pending(&workloads, &known);
+            assert_eq!(pending.is_empty(), runs.is_none(), "{peers:?} {only:?}");
+            let lost = match plan.refuse_loss(&pending, &known) {
+                Ok(()) => None,
+                Err(ResumeError::Loss { peer, .. }) => Some(peer),
+                Err(other) => panic!("{other}"),
+            };
+            assert_eq!(lost, expected, "{peers:?} {only:?}");
         }
     }
 

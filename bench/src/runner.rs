@@ -15,6 +15,10 @@ use crate::report::results::{Outcome, RUNS_UNTIL_BEATEN, Results};
 use crate::workload::{Context, Workload, measure, warm_up};
 
 /// Measures everything that the results lack. `keep` is called after each group with all that is known by then.
+///
+/// # Errors
+/// When results cannot be kept, and before anything is measured or kept, [`ResumeError`](crate::report::ResumeError) when some would be
+/// lost. A run that fails is none.
 pub fn run(
     plan: &Plan,
     mut results: Results,
@@ -36,6 +40,7 @@ pub fn run(
     }
     let workloads = plan.workloads();
     let pending = plan.pending(&workloads, &results);
+    plan.refuse_loss(&pending, &results)?;
     let total: usize = pending.iter().map(|(_pass, group)| group.len()).sum();
     let mut peers: Option<(Collector, Peers)> = None;
     let mut first = 1;

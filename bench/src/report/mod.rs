@@ -52,6 +52,17 @@ pub enum ResumeError {
         /// That of this call.
         now: String,
     },
+    /// An outcome is replaced whole, and a peer that it has takes no part in this call.
+    #[error(
+        "{workload} is to be measured anew, and its results of {peer} would be lost, which takes no part in this call; \
+         name all peers with --peers and see to it that they are there, or choose another --out"
+    )]
+    Loss {
+        /// What is measured.
+        workload: String,
+        /// Whose results.
+        peer: &'static str,
+    },
 }
 
 /// The results that a directory has, with this call added to those that made them; `new` where there are none.
