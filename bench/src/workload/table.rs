@@ -1,7 +1,8 @@
 //! Every workload with its sizes.
 //!
-//! Those of `full` let Flink run for about ten seconds where rates are measured, and us for half a second at least; the input is the same
-//! for both, so where these two disagree Flink runs longer. All of it takes about seventy minutes on two cores.
+//! Those of `full` are chosen so that a run of Flink takes about ten seconds where rates are measured: from a few where it is fast to a
+//! minute where it writes ten million keys at each checkpoint. The input is the same for both, so that a run of ours is over in a fraction
+//! of a second in what Flink is slowest at, as sliding windows. All of it takes an hour or two on two cores.
 
 use std::time::Duration;
 
