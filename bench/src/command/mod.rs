@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use clap::Parser;
 
+use crate::figures::short;
 use crate::plan::{PeerName, Plan};
 use crate::report;
 use crate::report::results::Results;
 use crate::runner::run;
-use crate::workload::Profile;
+use crate::workload::{Profile, Workload};
 use progress::Progress;
 
 /// Name of the program that plays Perennial's roles, beside this one.
@@ -36,7 +37,7 @@ struct Cli {
     /// Workloads to measure, by name or its beginning, e.g. keyed-count,shuffle [default: all of the profile]
     #[arg(long, value_name = "WORKLOADS", value_delimiter = ',')]
     only: Vec<String>,
-    /// Runs of each peer and workload [default: by workload; in full 5 where rates are measured, 3 where Flink takes minutes]
+    /// Runs of each peer and workload [default: by workload, see --list]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     runs: Option<u32>,
     /// Multiplies the number of events of bounded jobs; below 1 only to try things out, what is measured then says nothing
@@ -63,7 +64,7 @@ struct Cli {
     /// Program that plays Perennial's roles [default: perennial-bench-node beside this program]
     #[arg(long, value_name = "PATH")]
     node: Option<PathBuf>,
-    /// Lists the workloads of the profile and ends
+    /// Lists the workloads of the profile, with their runs and events, and ends
     #[arg(long)]
     list: bool,
 }
@@ -105,8 +106,8 @@ fn execute(cli: Cli) -> anyhow::Result<bool> {
         );
     }
     if cli.list {
-        for workload in &workloads {
-            progress::line(&format!("{:<28} {}", workload.name, workload.about));
+        for line in list(&plan, &workloads) {
+            progress::line(&line);
         }
         return Ok(true);
     }
@@ -126,6 +127,34 @@ fn execute(cli: Cli) -> anyhow::Result<bool> {
     Ok(!results.has_failed())
 }
 
+/// Each workload with the runs of ours and of Flink in a pass, and its events where the job ends with them.
+fn list(plan: &Plan, workloads: &[Workload]) -> Vec<String> {
+    let line = |[name, ours, theirs, events, about]: [&str; 5]| {
+        format!("{name:<28} {ours:>4} {theirs:>5} {events:>8}  {about}")
+    };
+    let mut lines = vec![line(["workload", "runs", "Flink", "M events", "about"])];
+    for workload in workloads {
+        let wanted = plan.wanted(workload);
+        let runs = |of: PeerName| {
+            let runs = wanted.iter().find(|(peer, _runs)| *peer == of);
+            runs.map_or_else(|| "-".to_owned(), |(_peer, runs)| runs.to_string())
+        };
+        let events = match workload.events {
+            0 => "-".to_owned(),
+            events => short(events as f64 / 1e6),
+        };
+        let (ours, theirs) = (runs(PeerName::Perennial), runs(PeerName::Flink));
+        lines.push(line([
+            &workload.name,
+            &ours,
+            &theirs,
+            &events,
+            &workload.about,
+        ]));
+    }
+    lines
+}
+
 fn node() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let path = own.with_file_name(NODE);
@@ -136,4 +165,49 @@ fn node() -> anyhow::Result<PathBuf> {
         );
     }
     path.canonicalize().context("cannot find the node")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    /// What is measured by default and with what was asked for; no Flink where it takes no part, no events where a job has no end.
+    #[test]
+    fn the_list_tells_runs_and_events() {
+        let only = ["window-sliding", "keyed-count-1e6-long-cp1s", "idle"];
+        let mut plan = Plan {
+            profile: Profile::Full,
+            only: only.map(str::to_owned).to_vec(),
+            runs: None,
+            scale: 1.0,
+            peers: PeerName::value_variants().to_vec(),
+            binary: PathBuf::new(),
+            inputs: PathBuf::new(),
+            cache: PathBuf::new(),
+        };
+        let listed = |plan: &Plan| -> Vec<String> {
+            let lines = list(plan, &plan.workloads()).into_iter();
+            let words = lines.map(|line| {
+                let words: Vec<_> = line.split_whitespace().take(4).collect();
+                words.join(" ")
+            });
+            words.skip(1).collect()
+        };
+        let expected = [
+            "keyed-count-1e6-long-cp1s 5 - 150",
+            "window-sliding 5 5 15.0",
+            "idle 5 2 -",
+        ];
+        assert_eq!(listed(&plan), expected);
+        (plan.runs, plan.scale) = (Some(7), 0.1);
+        plan.peers = vec![PeerName::Perennial];
+        let expected = [
+            "keyed-count-1e6-long-cp1s 7 - 15.0",
+            "window-sliding 7 - 1.50",
+            "idle 7 - -",
+        ];
+        assert_eq!(listed(&plan), expected);
+    }
 }
