@@ -149,9 +149,7 @@ impl Turns<'_> {
             }
         }
     }
-}
 
-impl Turns<'_> {
     fn names(&self) -> String {
         let names: Vec<_> = self
             .members

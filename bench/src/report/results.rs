@@ -56,7 +56,6 @@ pub struct Outcome {
     /// The name of the other system.
     pub rival: Option<String>,
     /// Whether it was left at [`RUNS_UNTIL_BEATEN`] runs, because that system did better in another pass.
-    #[serde(default)]
     pub is_beaten: bool,
     /// By name.
     pub peers: BTreeMap<String, Runs>,
