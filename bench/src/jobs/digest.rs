@@ -68,6 +68,8 @@ impl TryFrom<String> for Digest {
                 sum: u64::from_str_radix(sum, 16).ok()?,
             })
         });
+        // Numbers can be read from more texts than they are written as.
+        let parsed = parsed.filter(|digest| digest.to_string() == text);
         parsed.ok_or(NotADigest(text))
     }
 }
@@ -186,6 +188,13 @@ mod tests {
             "1 records",
             "-1 records, checksum 00",
             "1 records, checksum x",
+            "1 records, checksum f",
+            "+1 records, checksum 000000000000000f",
+            "01 records, checksum 000000000000000f",
+            "1 records, checksum 000000000000000F",
+            "1 records, checksum +00000000000000f",
+            "1 records, checksum 0000000000000000f",
+            "1 records, checksum 000000000000000f ",
         ] {
             assert!(Digest::try_from(text.to_owned()).is_err(), "{text}");
         }
