@@ -27,7 +27,7 @@ pub use table::table;
 pub enum Profile {
     /// Small inputs, few runs, one collector of Flink: five minutes
     Quick,
-    /// Everything, with both collectors of Flink: about seventy minutes
+    /// Everything, with both collectors of Flink: an hour or two
     Full,
 }
 
