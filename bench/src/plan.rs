@@ -404,7 +404,14 @@ mod tests {
     #[test]
     fn no_peers_results_are_lost() {
         use PeerName::{Bare, Flink, Perennial};
-        let cases: [(&[PeerName], &[&str], Option<usize>, Option<&str>); 7] = [
+        /// Peers and workloads of the call, runs of each, and whose results would be lost.
+        type Case<'a> = (
+            &'a [PeerName],
+            &'a [&'a str],
+            Option<usize>,
+            Option<&'a str>,
+        );
+        let cases: [Case<'_>; 7] = [
             (&[Perennial, Flink, Bare], &[], Some(9), None),
             (&[Perennial], &[], None, None),
             (&[Perennial, Flink], &[], Some(9), Some("bare")),
