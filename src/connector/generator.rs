@@ -393,7 +393,18 @@ fn emit<T>(
     first: GeneratorContext,
     n: u64,
 ) {
-    let at = |index| f(GeneratorContext { index, ..first });
+    // Copies, so that the loops need not read them again after each record that they write.
+    let GeneratorContext {
+        seed, lane, lanes, ..
+    } = first;
+    let at = move |index| {
+        f(GeneratorContext {
+            seed,
+            lane,
+            index,
+            lanes,
+        })
+    };
     let (value, timestamp) = at(first.index);
     out.push(value, timestamp);
     let rest = first.index + 1..first.index + n;
@@ -401,13 +412,13 @@ fn emit<T>(
     let Batch { values, timestamps } = out;
     if has_timestamps {
         timestamps.reserve(n as usize - 1);
-        values.extend(rest.map(|index| {
+        values.extend(rest.map(move |index| {
             let (value, timestamp) = at(index);
             timestamps.push(timestamp.unwrap_or(Timestamp::MIN));
             value
         }));
     } else {
-        values.extend(rest.map(|index| at(index).0));
+        values.extend(rest.map(move |index| at(index).0));
     }
 }
 

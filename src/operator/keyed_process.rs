@@ -364,14 +364,8 @@ where
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let timers = self.timers.as_ref().expect("registered in open");
         self.ahead.read(input, &self.selector, backend);
-        for (key, hash) in self.ahead.keys() {
-            if out.is_any_full() {
-                break;
-            }
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
-            backend.set_current_key(key, *hash);
+        self.ahead.each(input, |(key, hash), value, timestamp| {
+            backend.set_current_key(key, hash);
             let mut context = ProcessContext {
                 backend,
                 batch: &mut out.batch,
@@ -383,7 +377,8 @@ where
                 wall_ms,
             };
             self.function.process(value, &mut context)?;
-        }
+            Ok(out.has_room())
+        })?;
         self.next_processing_timer = backend.next_timer(TimeDomain::ProcessingTime);
         Ok(())
     }
@@ -428,7 +423,7 @@ where
                 wall_ms,
             };
             self.function.on_timer(time, domain, &mut context)?;
-            if out.is_any_full() {
+            if out.is_full() {
                 break;
             }
         }

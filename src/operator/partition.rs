@@ -5,6 +5,7 @@ use std::time::Duration;
 use perennial_actors::clock::Instant;
 use perennial_actors::model::{CheckpointBarrier, CheckpointId, owner_of};
 
+use super::single::emptied;
 use super::{
     BATCH_RECORDS_MAX, Chained, Flow, Flush, Leftover, Lifecycle, Located, OperatorCapture,
     OperatorError, Signal, StartContext, TaskContext,
@@ -43,7 +44,7 @@ impl<T: Record> Targets<T> {
         self.targets.len()
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, target: usize, value: T, timestamp: Option<Timestamp>) {
         let target = &mut self.targets[target];
         target.buffer.push(value, timestamp);
@@ -63,9 +64,9 @@ impl<T: Record> Targets<T> {
             channel.push(StreamElement::Batch(whole));
             return;
         }
-        for (value, timestamp) in records(batch) {
-            self.push(target, value, timestamp);
-        }
+        each(batch, |value, timestamp| {
+            self.push(target, value, timestamp)
+        });
     }
 
     fn hand_over(&mut self) {
@@ -86,13 +87,17 @@ impl<T: Record> Target<T> {
     }
 }
 
-/// Takes the records out of a batch and leaves it its memory.
-fn records<T>(batch: &mut Batch<T>) -> impl Iterator<Item = (T, Option<Timestamp>)> {
+/// Takes the records out of a batch, one by one, and leaves it its memory. Each is copied as a whole, straight to where `f` puts it: out of
+/// an iterator it would come as an option, which takes a record with padding apart, and reading it back at once waits for the processor's
+/// store buffer.
+#[inline]
+fn each<T>(batch: &mut Batch<T>, mut f: impl FnMut(T, Option<Timestamp>)) {
+    let mut values = std::mem::take(&mut batch.values).into_iter();
     let mut timestamps = batch.timestamps.drain(..);
-    batch
-        .values
-        .drain(..)
-        .map(move |value| (value, timestamps.next()))
+    values
+        .by_ref()
+        .for_each(|value| f(value, timestamps.next()));
+    batch.values = emptied(values);
 }
 
 /// Subtask i to subtask i.
@@ -115,13 +120,13 @@ impl<T: Record> Partitioner<T> for Rebalance {
         if self.next >= count {
             self.next = 0;
         }
-        for (value, timestamp) in records(batch) {
+        each(batch, |value, timestamp| {
             targets.push(self.next, value, timestamp);
             self.next += 1;
             if self.next >= count {
                 self.next = 0;
             }
-        }
+        });
     }
 }
 
@@ -174,12 +179,12 @@ where
             targets.push_batch(0, batch);
             return;
         }
-        for (value, timestamp) in records(batch) {
+        each(batch, |value, timestamp| {
             targets.begun += 1;
             let group = KeyHash::of(&(self.selector)(&value)).key_group(self.max_parallelism);
             let target = usize::from(self.owners[usize::from(group.0)]);
             targets.push(target, value, timestamp);
-        }
+        });
     }
 }
 

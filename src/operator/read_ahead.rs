@@ -1,6 +1,10 @@
 //! Keys of the records that are processed next, and their state brought near the processor: cache misses overlap instead of adding up.
 
+use std::ops::ControlFlow;
+
+use super::OperatorError;
 use super::single::Pending;
+use crate::batch::Timestamp;
 use crate::key::{Key, KeyHash};
 use crate::state::{KeyedBackend, READ_AHEAD_MAX};
 
@@ -41,10 +45,28 @@ impl<K: Key> ReadAhead<K> {
         backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.hashes);
     }
 
-    /// The keys, in the order of the records.
+    /// Takes the records whose keys were read, each with its key, until `f` has enough or fails.
     #[inline]
-    pub(super) fn keys(&self) -> &[(K, KeyHash)] {
-        &self.keys
+    pub(super) fn each<T>(
+        &self,
+        input: &mut Pending<T>,
+        mut f: impl FnMut((&K, KeyHash), T, Option<Timestamp>) -> Result<ControlFlow<()>, OperatorError>,
+    ) -> Result<(), OperatorError> {
+        let mut keys = self.keys.iter();
+        let Some(mut next) = keys.next() else {
+            return Ok(());
+        };
+        input.each(|value, timestamp| {
+            let (key, hash) = next;
+            if f((key, *hash), value, timestamp)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            let Some(other) = keys.next() else {
+                return Ok(ControlFlow::Break(()));
+            };
+            next = other;
+            Ok(ControlFlow::Continue(()))
+        })
     }
 
     /// For [`Operator::looks_ahead`](super::Operator::looks_ahead): those whose keys are there were passed, the selector fails at

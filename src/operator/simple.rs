@@ -1,6 +1,7 @@
 //! Operators without state: map, filter, flat_map.
 
 use std::marker::PhantomData;
+use std::ops::ControlFlow;
 
 use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{OperatorError, OperatorStateStore, Signal, StartContext, TaskContext};
@@ -49,13 +50,10 @@ where
         if out.may_take_over(input) {
             return out.take_over(input, |value| (self.function)(value).map(Some));
         }
-        while !out.is_full() {
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
+        input.each(|value, timestamp| {
             out.batch.push((self.function)(value)?, timestamp);
-        }
-        Ok(())
+            Ok(out.has_room())
+        })
     }
 
     fn is_at_most_one(&self) -> bool {
@@ -116,15 +114,12 @@ where
                 |value| Ok((self.predicate)(&value)?.then_some(value)),
             );
         }
-        while !out.is_full() {
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
+        input.each(|value, timestamp| {
             if (self.predicate)(&value)? {
                 out.batch.push(value, timestamp);
             }
-        }
-        Ok(())
+            Ok(out.has_room())
+        })
     }
 
     fn is_at_most_one(&self) -> bool {
@@ -139,6 +134,21 @@ where
     ) -> Result<SignalResult, OperatorError> {
         Ok(SignalResult::Forward(signal))
     }
+}
+
+/// Draws from an iterator until it is at its end and gone, or the output is full.
+fn emit_rest<O>(
+    current: &mut Option<(impl Iterator<Item = O>, Option<Timestamp>)>,
+    out: &mut Emitted<O>,
+) -> ControlFlow<()> {
+    if let Some((iterator, timestamp)) = current {
+        for value in iterator {
+            out.batch.push(value, *timestamp);
+            out.has_room()?;
+        }
+        *current = None;
+    }
+    ControlFlow::Continue(())
 }
 
 /// One record in, any number out, drawn lazily: an endless iterator holds up its own stream and nothing else, orders to the task least.
@@ -183,21 +193,13 @@ where
         out: &mut Emitted<O>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        loop {
-            if let Some((iterator, timestamp)) = &mut self.current {
-                for value in iterator.by_ref() {
-                    out.batch.push(value, *timestamp);
-                    if out.is_full() {
-                        return Ok(());
-                    }
-                }
-                self.current = None;
-            }
-            let Some((value, timestamp)) = input.next() else {
-                return Ok(());
-            };
-            self.current = Some(((self.function)(value)?, timestamp));
+        if emit_rest(&mut self.current, out).is_break() {
+            return Ok(());
         }
+        input.each(|value, timestamp| {
+            self.current = Some(((self.function)(value)?, timestamp));
+            Ok(emit_rest(&mut self.current, out))
+        })
     }
 
     fn is_busy(&self) -> bool {

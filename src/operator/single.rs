@@ -1,6 +1,7 @@
 //! What an operator is asked for, what it is given and what it fills. How it is driven is the node's business.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::vec::IntoIter;
 
 use perennial_actors::clock::Instant;
@@ -146,6 +147,25 @@ impl<T> Pending<T> {
         self.timestamps.len() > 0
     }
 
+    /// Takes record after record, each with its event time, until `f` has enough or fails. Each is copied as a whole from where it lies:
+    /// out of an iterator it would come as an option, which takes a record with padding apart, and what was just written in pieces the
+    /// processor cannot read as a whole before it has left the store buffer.
+    #[inline]
+    pub(super) fn each(
+        &mut self,
+        mut f: impl FnMut(T, Option<Timestamp>) -> Result<ControlFlow<()>, OperatorError>,
+    ) -> Result<(), OperatorError> {
+        let Self {
+            values, timestamps, ..
+        } = self;
+        let flow = values.try_for_each(|value| match f(value, timestamps.next()) {
+            Ok(ControlFlow::Continue(())) => ControlFlow::Continue(()),
+            Ok(ControlFlow::Break(())) => ControlFlow::Break(Ok(())),
+            Err(error) => ControlFlow::Break(Err(error)),
+        });
+        flow.break_value().unwrap_or(Ok(()))
+    }
+
     /// Takes the records of a batch when none of its own are left, and leaves their memory there.
     pub(super) fn fill(&mut self, batch: &mut Batch<T>) {
         let taken = std::mem::take(batch);
@@ -162,17 +182,27 @@ impl<T> Pending<T> {
 
 /// The memory of an iterator that is at its end, if it fits: collecting in place is how the standard library gives it back. (If it did
 /// not, this would be an empty vector all the same.)
-fn emptied<T, U>(rest: IntoIter<T>) -> Vec<U> {
+pub(super) fn emptied<T, U>(rest: IntoIter<T>) -> Vec<U> {
     rest.filter_map(|_| None).collect()
 }
 
-impl<T> Iterator for Pending<T> {
-    type Item = (T, Option<Timestamp>);
+/// Counts the records whose turn has not come and tells it when it is gone, by a panic too: in memory that nothing else reaches, so that
+/// the count need not be written for each.
+struct Left<'a> {
+    records: usize,
+    told: &'a mut usize,
+}
 
+impl Left<'_> {
     #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        let value = self.values.next()?;
-        Some((value, self.timestamps.next()))
+    fn one_taken(&mut self) {
+        self.records -= 1;
+    }
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        *self.told = self.records;
     }
 }
 
@@ -186,16 +216,19 @@ pub(crate) struct Emitted<T> {
 }
 
 impl<T> Emitted<T> {
-    /// Whether the node must hand on before it goes on; for operators without side outputs.
+    /// Whether the node must hand on before it goes on.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.batch.len() >= BATCH_RECORDS_MAX
+        self.batch.len() >= BATCH_RECORDS_MAX || self.sides.longest >= BATCH_RECORDS_MAX
     }
 
-    /// As [`is_full`](Self::is_full), for operators with side outputs.
+    /// Whether the operator may go on: with [`is_full`](Self::is_full) it may not.
     #[inline]
-    pub(crate) fn is_any_full(&self) -> bool {
-        self.is_full() || self.sides.longest >= BATCH_RECORDS_MAX
+    pub(super) fn has_room(&self) -> ControlFlow<()> {
+        match self.is_full() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     /// Whether all of the input may be worked on in place: what it is made to fits into its memory, and nothing was emitted before.
@@ -218,15 +251,27 @@ impl<T> Emitted<T> {
         *timestamps = std::mem::replace(&mut input.timestamps, times).collect();
         let memory = emptied(std::mem::take(values).into_iter());
         let taken = std::mem::replace(&mut input.values, memory.into_iter());
-        let left = &mut input.in_place;
-        *left = taken.len();
+        let mut left = Left {
+            records: taken.len(),
+            told: &mut input.in_place,
+        };
         *values = taken
-            .filter_map(|value| {
-                *left -= 1;
+            .filter_map(move |value| {
+                left.one_taken();
                 f(value).transpose()
             })
             .collect::<FunctionResult<_>>()?;
         Ok(())
+    }
+
+    /// Emits the input as it is: its memory, which takes that of the batch in turn.
+    pub(super) fn take_whole(&mut self, input: &mut Pending<T>) {
+        debug_assert!(self.batch.is_empty(), "what was emitted is handed on");
+        let Batch { values, timestamps } = std::mem::take(&mut self.batch);
+        self.batch = Batch {
+            values: std::mem::replace(&mut input.values, values.into_iter()).collect(),
+            timestamps: std::mem::replace(&mut input.timestamps, timestamps.into_iter()).collect(),
+        };
     }
 
     pub(super) fn check_limit(&self) -> Result<(), OperatorError> {
@@ -311,6 +356,44 @@ mod tests {
         };
         assert!(out.take_over(&mut input, fails_at_3).is_err());
         assert_eq!(input.len(), 6);
+    }
+
+    #[test]
+    fn input_that_is_handed_on_as_it_is_changes_places_with_the_output() {
+        let (first, second) = (vec![1, 2, 3], Vec::<u64>::with_capacity(5));
+        let (of_input, of_output) = (first.as_ptr().addr(), second.as_ptr().addr());
+        let (mut input, mut out) = (pending(first, vec![10, 20, 30]), emitted(second));
+        out.take_whole(&mut input);
+        assert_eq!(out.batch.values, [1, 2, 3]);
+        assert_eq!(out.batch.timestamps, [10, 20, 30]);
+        assert_eq!(out.batch.values.as_ptr().addr(), of_input);
+        let mut upstream = Batch::default();
+        input.fill(&mut upstream);
+        assert_eq!(upstream.values.as_ptr().addr(), of_output);
+    }
+
+    /// What is not taken stays, in order, with its event time.
+    #[test]
+    fn records_are_taken_until_there_is_enough_or_one_fails() {
+        let mut input = pending((0..6).collect(), (0..6).collect());
+        let mut seen = Vec::new();
+        let mut take = |enough: u64, bad: u64, input: &mut Pending<u64>| {
+            input.each(|n, time| {
+                seen.push((n, time));
+                let error = || FunctionError::unrecoverable("bad");
+                (n != bad).then_some(()).ok_or_else(error)?;
+                Ok(match n == enough {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                })
+            })
+        };
+        take(1, 9, &mut input).unwrap();
+        take(9, 3, &mut input).unwrap_err();
+        assert_eq!(input.len(), 2);
+        take(9, 9, &mut input).unwrap();
+        let all: Vec<_> = (0..6).map(|n| (n, Some(n as Timestamp))).collect();
+        assert_eq!(seen, all);
     }
 
     #[test]

@@ -83,6 +83,9 @@ pub(crate) struct WatermarkOperator<T> {
     strategy: WatermarkStrategy<T>,
     latest: Option<Timestamp>,
     emitted: Option<Timestamp>,
+    is_assigning: bool,
+    /// Those of a batch, as they are assigned.
+    times: Vec<Timestamp>,
     /// When it came, and for how long the task had been held up by then: that time says nothing about the stream.
     last_record: Option<(Instant, Duration)>,
     is_idle: bool,
@@ -94,6 +97,8 @@ impl<T> WatermarkOperator<T> {
             strategy,
             latest: None,
             emitted: None,
+            is_assigning: false,
+            times: Vec::new(),
             last_record: None,
             is_idle: false,
         }
@@ -133,23 +138,21 @@ impl<T: Record> Operator for WatermarkOperator<T> {
             // The status must reach downstream before the records it announces.
             return Ok(());
         }
-        let mut latest = self.latest.unwrap_or(Timestamp::MIN);
-        while !out.is_full() {
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
-            let timestamp = match &self.strategy.assigner {
-                Some(assigner) => Some(assigner(&value, timestamp)),
-                None => timestamp,
-            };
-            if let Some(t) = timestamp {
-                latest = latest.max(t);
-            }
-            out.batch.push(value, timestamp);
+        if let Some(assigner) = &self.strategy.assigner {
+            let given = input.timestamps.as_slice();
+            let records = input.values.as_slice().iter().enumerate();
+            self.times.clear();
+            self.is_assigning = true;
+            self.times
+                .extend(records.map(|(at, value)| assigner(value, given.get(at).copied())));
+            self.is_assigning = false;
         }
-        if latest > Timestamp::MIN {
-            self.latest = Some(latest);
+        out.take_whole(input);
+        if self.strategy.assigner.is_some() {
+            std::mem::swap(&mut out.batch.timestamps, &mut self.times);
         }
+        let latest = out.batch.timestamps.iter().copied().max();
+        self.latest = self.latest.max(latest.filter(|t| *t > Timestamp::MIN));
         if let (Some(latest), Some(bound)) = (self.latest, self.strategy.bound) {
             let watermark = latest.saturating_sub(bound).saturating_sub(1);
             if self.emitted.is_none_or(|e| watermark > e) {
@@ -182,6 +185,10 @@ impl<T: Record> Operator for WatermarkOperator<T> {
             },
             Signal::Status(_) | Signal::EndOfInput => SignalResult::Forward(signal),
         })
+    }
+
+    fn looks_ahead(&self) -> Option<usize> {
+        self.is_assigning.then_some(self.times.len())
     }
 
     fn is_at_most_one(&self) -> bool {

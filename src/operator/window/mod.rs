@@ -83,15 +83,16 @@ pub(crate) trait Layout<A: AggregateFunction>: Send + 'static {
     /// The windows of a key.
     type Windows: StateValue;
 
-    /// Adds a record. Windows that have ended already and are still kept go to `emit` with their new result.
+    /// Adds a record, which it takes, unless all its windows are gone: then the record stays. Windows that have ended already and are
+    /// still kept go to `emit` with their new result. Returns the timer that is needed from now on.
     fn add(
         &mut self,
         aggregate: &A,
         windows: &mut Option<Self::Windows>,
-        record: (A::In, Timestamp),
+        record: (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Added<A::In>;
+    ) -> Option<Timestamp>;
 
     /// Acts on a timer: emits windows that end, drops what no window needs any more. Returns the next timer, which is later.
     fn fire(
@@ -101,15 +102,6 @@ pub(crate) trait Layout<A: AggregateFunction>: Send + 'static {
         time: Timestamp,
         emit: impl FnMut(TimeWindow, A::Out),
     ) -> Option<Timestamp>;
-}
-
-/// What became of a record.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Added<T> {
-    /// It is in its windows; this timer is needed.
-    Kept(Option<Timestamp>),
-    /// All its windows are gone.
-    Late(T),
 }
 
 fn without_event_time() -> OperatorError {

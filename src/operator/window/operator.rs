@@ -2,7 +2,7 @@
 
 use perennial_actors::fault::FaultSite;
 
-use super::{Added, AggregateFunction, Layout, TimeWindow, without_event_time};
+use super::{AggregateFunction, Layout, TimeWindow, without_event_time};
 use crate::batch::{Record, Timestamp};
 use crate::key::Key;
 use crate::operator::keyed_process::{backend_of, open_backend};
@@ -91,45 +91,38 @@ where
         let timers = self.timers.as_ref().expect("registered in open");
         let watermark = self.watermark.unwrap_or(Timestamp::MIN);
         self.ahead.read(input, &self.selector, backend);
-        for (key, hash) in self.ahead.keys() {
-            if out.is_any_full() {
-                break;
-            }
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
+        self.ahead.each(input, |(key, hash), value, timestamp| {
+            let mut record = Some(value);
             let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
                 return Err(without_event_time());
             };
-            backend.set_current_key(key, *hash);
+            backend.set_current_key(key, hash);
             let (aggregate, layout, results) =
                 (&self.aggregate, &mut self.layout, &mut self.results);
-            let added = state.update(backend, |windows| {
+            let timer = state.update(backend, |windows| {
                 layout.add(
                     aggregate,
                     windows,
-                    (value, timestamp),
+                    (&mut record, timestamp),
                     watermark,
                     |window, result| results.push((window, result)),
                 )
             })?;
-            for (window, result) in self.results.drain(..) {
-                let record = (self.result)(key, window, result);
-                out.batch.push(record, Some(window.max_timestamp()));
-            }
-            match added {
-                Added::Kept(None) => {}
-                Added::Kept(Some(time)) => {
-                    timers.register(backend, TimeDomain::EventTime, time, &())?;
-                }
-                Added::Late(value) => {
-                    if let Some(tag) = &self.late {
-                        out.sides.emit(tag, value, Some(timestamp));
-                    }
+            // Few records emit.
+            if !results.is_empty() {
+                for (window, result) in results.drain(..) {
+                    let record = (self.result)(key, window, result);
+                    out.batch.push(record, Some(window.max_timestamp()));
                 }
             }
-        }
-        Ok(())
+            if let Some(time) = timer {
+                timers.register(backend, TimeDomain::EventTime, time, &())?;
+            }
+            if let (Some(tag), Some(late)) = (&self.late, record) {
+                out.sides.emit(tag, late, Some(timestamp));
+            }
+            Ok(out.has_room())
+        })
     }
 
     fn signal(
@@ -167,7 +160,7 @@ where
                 let record = (self.result)(key, window, result);
                 out.batch.push(record, Some(window.max_timestamp()));
             }
-            if out.is_any_full() {
+            if out.is_full() {
                 break;
             }
         }

@@ -9,7 +9,7 @@ use std::mem;
 use serde::{Deserialize, Serialize};
 
 use super::assigner::floor;
-use super::{Added, AggregateFunction, Layout, TimeWindow};
+use super::{AggregateFunction, Layout, TimeWindow};
 use crate::batch::Timestamp;
 
 /// Panes of a key that may be alive at once for windows to be kept this way. They are one entry of state: beyond it, writing and
@@ -163,14 +163,15 @@ impl<A: AggregateFunction> Layout<A> for Panes {
         &mut self,
         aggregate: &A,
         windows: &mut Option<Self::Windows>,
-        (value, timestamp): (A::In, Timestamp),
+        (value, timestamp): (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Added<A::In> {
+    ) -> Option<Timestamp> {
         let pane = self.pane_of(timestamp);
         if pane.gone <= watermark {
-            return Added::Late(value);
+            return None;
         }
+        let value = value.take()?;
         let mut timer = None;
         match windows {
             Some(kept) if kept.start == pane.start => {
@@ -219,7 +220,7 @@ impl<A: AggregateFunction> Layout<A> for Panes {
                 end = next;
             }
         }
-        Added::Kept(timer)
+        timer
     }
 
     fn fire(

@@ -58,10 +58,6 @@ impl<A: AggregateFunction, K, W, S, R> SeparateWindows<A, K, W, S, R> {
             _key: PhantomData,
         }
     }
-
-    fn cleanup_time(&self, window: TimeWindow) -> Timestamp {
-        window.max_timestamp().saturating_add(self.allowed_lateness)
-    }
 }
 
 impl<A, K, W, S, R, O> Operator for SeparateWindows<A, K, W, S, R>
@@ -99,10 +95,8 @@ where
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let state = self.state.as_ref().expect("registered in open");
         let timers = self.timers.as_ref().expect("registered in open");
-        while !out.is_any_full() {
-            let Some((value, timestamp)) = input.next() else {
-                break;
-            };
+        let lateness = self.allowed_lateness;
+        input.each(|value, timestamp| {
             let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
                 return Err(without_event_time());
             };
@@ -117,11 +111,11 @@ where
             let watermark = self.watermark.unwrap_or(Timestamp::MIN);
             let live = windows
                 .iter()
-                .filter(|w| self.cleanup_time(**w) > watermark)
+                .filter(|w| cleanup_time(**w, lateness) > watermark)
                 .count();
             let mut left = live;
             for window in windows.iter().copied() {
-                if self.cleanup_time(window) <= watermark {
+                if cleanup_time(window, lateness) <= watermark {
                     continue;
                 }
                 is_late = false;
@@ -149,8 +143,8 @@ where
                             &window,
                         )?;
                     }
-                    if self.allowed_lateness > 0 {
-                        let at = self.cleanup_time(window);
+                    if lateness > 0 {
+                        let at = cleanup_time(window, lateness);
                         timers.register(backend, TimeDomain::EventTime, at, &window)?;
                     }
                 }
@@ -165,8 +159,8 @@ where
             if is_late && let (Some(tag), Some(value)) = (&self.late, value) {
                 out.sides.emit(tag, value, Some(timestamp));
             }
-        }
-        Ok(())
+            Ok(out.has_room())
+        })
     }
 
     fn signal(
@@ -192,7 +186,7 @@ where
             };
             cx.faults.hit(FaultSite::OnTimer)?;
             let is_end = time == window.max_timestamp();
-            let is_cleanup = time == self.cleanup_time(window);
+            let is_cleanup = time == cleanup_time(window, self.allowed_lateness);
             let aggregate = &self.aggregate;
             let result = state.update_in(backend, &window, |slot| {
                 let result = slot
@@ -211,7 +205,7 @@ where
                     Some(window.max_timestamp()),
                 );
             }
-            if out.is_any_full() {
+            if out.is_full() {
                 break;
             }
         }
@@ -225,4 +219,8 @@ where
     fn watermark(&self) -> Option<Timestamp> {
         self.watermark
     }
+}
+
+fn cleanup_time(window: TimeWindow, lateness: i64) -> Timestamp {
+    window.max_timestamp().saturating_add(lateness)
 }

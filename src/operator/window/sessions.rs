@@ -8,7 +8,7 @@ use std::mem;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Added, AggregateFunction, Layout, TimeWindow};
+use super::{AggregateFunction, Layout, TimeWindow};
 use crate::batch::Timestamp;
 
 /// Sessions by a gap.
@@ -115,10 +115,10 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         &mut self,
         aggregate: &A,
         windows: &mut Option<Self::Windows>,
-        (value, timestamp): (A::In, Timestamp),
+        (record, timestamp): (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Added<A::In> {
+    ) -> Option<Timestamp> {
         let own = TimeWindow {
             start: timestamp,
             end: timestamp.saturating_add(self.gap),
@@ -140,17 +140,19 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         {
             let session = &mut kept.newest;
             session.end = session.end.max(own.end);
-            aggregate.add(&mut session.accumulator, value);
+            aggregate.add(&mut session.accumulator, record.take()?);
             if !self.may_be_kept_after_its_end() {
-                return Added::Kept(None);
+                return None;
             }
             session.settle(aggregate, watermark, &mut emit);
             let due = session.due(self.lateness);
-            return Added::Kept(kept.wants(due));
+            return kept.wants(due);
         }
+        let value = record.take()?;
         let Some(mut kept) = windows.take() else {
             if self.is_gone(own.end, watermark) {
-                return Added::Late(value);
+                *record = Some(value);
+                return None;
             }
             let mut newest = begin(value);
             newest.settle(aggregate, watermark, &mut emit);
@@ -160,25 +162,28 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
                 newest,
                 older: Vec::new(),
             });
-            return Added::Kept(Some(timer));
+            return Some(timer);
         };
         let mut all = mem::take(&mut kept.older);
         all.push(kept.newest);
-        let (added, due) = match Self::merge(aggregate, &mut all, own) {
+        let due = match Self::merge(aggregate, &mut all, own) {
             Some(at) => {
                 let session = &mut all[at];
                 aggregate.add(&mut session.accumulator, value);
                 session.settle(aggregate, watermark, &mut emit);
-                (Added::Kept(None), Some(session.due(self.lateness)))
+                Some(session.due(self.lateness))
             }
-            None if self.is_gone(own.end, watermark) => (Added::Late(value), None),
+            None if self.is_gone(own.end, watermark) => {
+                *record = Some(value);
+                None
+            }
             None => {
                 let mut session = begin(value);
                 session.settle(aggregate, watermark, &mut emit);
                 let due = session.due(self.lateness);
                 let at = all.partition_point(|other| other.start < own.start);
                 all.insert(at, session);
-                (Added::Kept(None), Some(due))
+                Some(due)
             }
         };
         let newest = all.pop().expect("one was pushed");
@@ -189,10 +194,7 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         };
         let timer = due.and_then(|due| kept.wants(due));
         *windows = Some(kept);
-        match added {
-            Added::Kept(_) => Added::Kept(timer),
-            Added::Late(value) => Added::Late(value),
-        }
+        timer
     }
 
     fn fire(

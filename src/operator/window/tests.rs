@@ -485,15 +485,16 @@ fn a_record_touches_one_pane_however_many_windows_it_is_in() {
     for id in 0..10 {
         let time = i64::from(id) * 100;
         let emit = |window, members| fired.push((window, members));
-        let added = panes.add(
+        let mut record = Some((1, id));
+        let timer = panes.add(
             &Members,
             &mut windows,
-            ((1, id), time),
+            (&mut record, time),
             Timestamp::MIN,
             emit,
         );
-        let timer = (id == 0).then_some(4_999);
-        assert_eq!(added, Added::Kept(timer), "one timer for all windows");
+        let once = (id == 0).then_some(4_999);
+        assert_eq!((timer, record), (once, None), "one timer for all windows");
     }
     let bytes = rmp_serde::to_vec_named(&windows).unwrap();
     let text = serde_json::to_value(&windows).unwrap();

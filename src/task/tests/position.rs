@@ -205,6 +205,20 @@ fn within_a_keyed_function_and_its_key_selector_it_is_the_record() {
     }
 }
 
+#[test]
+fn within_what_assigns_event_times_it_is_the_record() {
+    for bad in [0, 1, 1023, 1024, 1500] {
+        let assigns = WatermarkStrategy::monotonous().with_timestamps(move |n: &u64, _| {
+            assert!(*n != bad, "bad record");
+            *n as i64
+        });
+        let end = vec![sink(2, BlackholeSink::new())];
+        let chain = node(1, WatermarkOperator::new(assigns), end);
+        let mut bench = Bench::new(source(numbers(3000), vec![chain]), 3);
+        assert_eq!(bench.place(), at("op1", format!("lane-0@{bad}")));
+    }
+}
+
 /// The timer's work is no record's; where the input had come to helps all the same.
 #[test]
 fn within_a_timer_it_is_event_time_and_the_record_before() {

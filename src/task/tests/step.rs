@@ -36,8 +36,15 @@ impl Source for Fed {
 }
 
 impl SourceReader<u64> for Fed {
-    fn poll(&mut self, out: &mut Batch<u64>, _: usize, _: Instant) -> FunctionResult<SourceStatus> {
-        for n in self.0.lock().unwrap().drain(..) {
+    fn poll(
+        &mut self,
+        out: &mut Batch<u64>,
+        max: usize,
+        _: Instant,
+    ) -> FunctionResult<SourceStatus> {
+        let mut fed = self.0.lock().unwrap();
+        let count = fed.len().min(max);
+        for n in fed.drain(..count) {
             out.push(n, Some(n as i64));
         }
         Ok(if out.is_empty() {
