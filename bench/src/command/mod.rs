@@ -196,7 +196,7 @@ mod tests {
             words.skip(1).collect()
         };
         let expected = [
-            "keyed-count-1e6-long-cp1s 5 - 150",
+            "keyed-count-1e6-long-cp1s 9 - 150",
             "window-sliding 5 5 15.0",
             "idle 5 2 -",
         ];
