@@ -238,7 +238,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     );
     table.push(passthrough.events(million(50, 300)).runs(runs(3, 5)));
     table.push(windows(10, 10).events(million(10, 50)).runs(runs(3, 5)));
-    table.push(windows(60, 5).events(million(10, 15)).runs(runs(3, 5)));
+    table.push(windows(60, 5).events(million(3, 15)).runs(runs(2, 5)));
     table.extend(nexmark::workloads(profile, million(2, 10), runs(1, 5)));
     for (name, about, buffer_timeout) in [
         (
@@ -313,7 +313,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         APART,
         Kind::Throughput(throughput),
     );
-    table.push(shuffle.events(million(20, 60)).runs(runs(3, 5)));
+    table.push(shuffle.events(million(20, 60)).runs(runs(2, 5)));
     recoveries(is_full, &mut table);
     for (name, about, nodes) in [
         (
@@ -342,22 +342,25 @@ pub fn table(profile: Profile) -> Vec<Workload> {
 
 /// Counts per key: of few keys, of some that fit into a cache and of many that do not.
 fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
-    let runs = if is_full { 5 } else { 3 };
-    for (keys, [quick, full], turns) in [
-        (1_000, [20, 50], "keyed-count-1e3"),
-        (1_000_000, [10, 20], "keyed-count-1e6"),
-        (10_000_000, [0, 20], "keyed-count-1e7"),
+    for (keys, [quick, full], quick_runs, turns) in [
+        (1_000, [12, 50], 2, "keyed-count-1e3"),
+        (1_000_000, [6, 20], 3, "keyed-count-1e6"),
+        (10_000_000, [0, 20], 0, "keyed-count-1e7"),
     ] {
         let events = if is_full { full } else { quick } * 1_000_000;
         if events == 0 {
             continue;
         }
+        let runs = if is_full { 5 } else { quick_runs };
         let keyed_count = |interval| keyed_count(keys, interval).events(events).runs(runs);
         table.push(keyed_count(None).in_turns(turns));
         let checkpoints = keyed_count(Some("1s")).in_turns(turns);
         table.push(if keys > 1_000_000 {
             // A run takes Flink a minute or more: it writes all keys each time. No bar stands on it.
             checkpoints.rival_runs(2)
+        } else if keys == 1_000_000 && !is_full {
+            // No bar stands on it there.
+            checkpoints.rival_runs(1)
         } else {
             checkpoints
         });
@@ -366,7 +369,7 @@ fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
             table.push(keyed_count(Some("100ms")).alone());
         }
         if keys == 1_000_000 {
-            let events = if is_full { 150 } else { 100 } * 1_000_000;
+            let events = if is_full { 150 } else { 60 } * 1_000_000;
             // A cost of some per cent, of rates that waver by tens of them on a shared machine.
             let pairs = if is_full { 9 } else { runs };
             let ours = |workload: Workload| workload.events(events).runs(pairs).in_turns(turns);
