@@ -201,7 +201,8 @@ impl KeyGroupRange {
         }
     }
 
-    /// Whether the group lies in the range.
+    /// Whether the group lies in the range. Asked for each record.
+    #[inline]
     #[must_use]
     pub fn contains(self, group: KeyGroup) -> bool {
         self.start <= group && group <= self.end
