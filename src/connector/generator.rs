@@ -393,18 +393,8 @@ fn emit<T>(
     first: GeneratorContext,
     n: u64,
 ) {
-    // Copies, so that the loops need not read them again after each record that they write.
-    let GeneratorContext {
-        seed, lane, lanes, ..
-    } = first;
-    let at = move |index| {
-        f(GeneratorContext {
-            seed,
-            lane,
-            index,
-            lanes,
-        })
-    };
+    // The loops own what they need: through a reference they would read it again after each record that they write.
+    let at = move |index| f(GeneratorContext { index, ..first });
     let (value, timestamp) = at(first.index);
     out.push(value, timestamp);
     let rest = first.index + 1..first.index + n;

@@ -364,21 +364,22 @@ where
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let timers = self.timers.as_ref().expect("registered in open");
         self.ahead.read(input, &self.selector, backend);
-        self.ahead.each(input, |(key, hash), value, timestamp| {
-            backend.set_current_key(key, hash);
-            let mut context = ProcessContext {
-                backend,
-                batch: &mut out.batch,
-                sides: &mut out.sides,
-                lists: &mut out.lists,
-                timers,
-                timestamp,
-                watermark: self.watermark,
-                wall_ms,
-            };
-            self.function.process(value, &mut context)?;
-            Ok(out.has_room())
-        })?;
+        self.ahead
+            .take_while_room(input, |(key, hash), value, timestamp| {
+                backend.set_current_key(key, hash);
+                let mut context = ProcessContext {
+                    backend,
+                    batch: &mut out.batch,
+                    sides: &mut out.sides,
+                    lists: &mut out.lists,
+                    timers,
+                    timestamp,
+                    watermark: self.watermark,
+                    wall_ms,
+                };
+                self.function.process(value, &mut context)?;
+                Ok(out.has_room())
+            })?;
         self.next_processing_timer = backend.next_timer(TimeDomain::ProcessingTime);
         Ok(())
     }
@@ -423,7 +424,7 @@ where
                 wall_ms,
             };
             self.function.on_timer(time, domain, &mut context)?;
-            if out.is_full() {
+            if !out.has_room() {
                 break;
             }
         }

@@ -235,7 +235,7 @@ impl<T: Send> ErasedOutput for Output<T> {
 /// The consumers of one side output, with what was emitted since the last hand-over.
 pub(crate) struct SideOutput<T> {
     name: String,
-    batch: Batch<T>,
+    pub(super) batch: Batch<T>,
     output: Output<T>,
 }
 

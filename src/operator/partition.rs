@@ -44,6 +44,7 @@ impl<T: Record> Targets<T> {
         self.targets.len()
     }
 
+    // A call would pass the record through memory once more.
     #[inline(always)]
     pub(crate) fn push(&mut self, target: usize, value: T, timestamp: Option<Timestamp>) {
         let target = &mut self.targets[target];
@@ -64,7 +65,7 @@ impl<T: Record> Targets<T> {
             channel.push(StreamElement::Batch(whole));
             return;
         }
-        each(batch, |value, timestamp| {
+        drain_each(batch, |value, timestamp| {
             self.push(target, value, timestamp)
         });
     }
@@ -87,11 +88,10 @@ impl<T: Record> Target<T> {
     }
 }
 
-/// Takes the records out of a batch, one by one, and leaves it its memory. Each is copied as a whole, straight to where `f` puts it: out of
-/// an iterator it would come as an option, which takes a record with padding apart, and reading it back at once waits for the processor's
-/// store buffer.
+/// Takes the records out of a batch, one by one, and leaves it its memory. Not by an iterator: see
+/// [`take_while_room`](super::single::Pending::take_while_room).
 #[inline]
-fn each<T>(batch: &mut Batch<T>, mut f: impl FnMut(T, Option<Timestamp>)) {
+fn drain_each<T>(batch: &mut Batch<T>, mut f: impl FnMut(T, Option<Timestamp>)) {
     let mut values = std::mem::take(&mut batch.values).into_iter();
     let mut timestamps = batch.timestamps.drain(..);
     values
@@ -120,7 +120,7 @@ impl<T: Record> Partitioner<T> for Rebalance {
         if self.next >= count {
             self.next = 0;
         }
-        each(batch, |value, timestamp| {
+        drain_each(batch, |value, timestamp| {
             targets.push(self.next, value, timestamp);
             self.next += 1;
             if self.next >= count {
@@ -179,7 +179,7 @@ where
             targets.push_batch(0, batch);
             return;
         }
-        each(batch, |value, timestamp| {
+        drain_each(batch, |value, timestamp| {
             targets.begun += 1;
             let group = KeyHash::of(&(self.selector)(&value)).key_group(self.max_parallelism);
             let target = usize::from(self.owners[usize::from(group.0)]);

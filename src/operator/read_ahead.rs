@@ -1,7 +1,5 @@
 //! Keys of the records that are processed next, and their state brought near the processor: cache misses overlap instead of adding up.
 
-use std::ops::ControlFlow;
-
 use super::OperatorError;
 use super::single::Pending;
 use crate::batch::Timestamp;
@@ -45,27 +43,29 @@ impl<K: Key> ReadAhead<K> {
         backend.read_ahead(self.keys.iter().map(|(_, hash)| *hash), &mut self.hashes);
     }
 
-    /// Takes the records whose keys were read, each with its key, until `f` has enough or fails.
+    /// Takes the records whose keys were read last, of the same input, each with its key: as
+    /// [`take_while_room`](Pending::take_while_room) does.
     #[inline]
-    pub(super) fn each<T>(
+    pub(super) fn take_while_room<T>(
         &self,
         input: &mut Pending<T>,
-        mut f: impl FnMut((&K, KeyHash), T, Option<Timestamp>) -> Result<ControlFlow<()>, OperatorError>,
+        mut f: impl FnMut((&K, KeyHash), T, Option<Timestamp>) -> Result<bool, OperatorError>,
     ) -> Result<(), OperatorError> {
+        debug_assert!(self.keys.len() <= input.values.len(), "of this input");
         let mut keys = self.keys.iter();
         let Some(mut next) = keys.next() else {
             return Ok(());
         };
-        input.each(|value, timestamp| {
+        input.take_while_room(|value, timestamp| {
             let (key, hash) = next;
-            if f((key, *hash), value, timestamp)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+            if !f((key, *hash), value, timestamp)? {
+                return Ok(false);
             }
             let Some(other) = keys.next() else {
-                return Ok(ControlFlow::Break(()));
+                return Ok(false);
             };
             next = other;
-            Ok(ControlFlow::Continue(()))
+            Ok(true)
         })
     }
 

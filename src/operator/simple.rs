@@ -1,7 +1,6 @@
 //! Operators without state: map, filter, flat_map.
 
 use std::marker::PhantomData;
-use std::ops::ControlFlow;
 
 use super::single::{Emitted, Operator, Pending, SignalResult};
 use super::{OperatorError, OperatorStateStore, Signal, StartContext, TaskContext};
@@ -50,7 +49,7 @@ where
         if out.may_take_over(input) {
             return out.take_over(input, |value| (self.function)(value).map(Some));
         }
-        input.each(|value, timestamp| {
+        input.take_while_room(|value, timestamp| {
             out.batch.push((self.function)(value)?, timestamp);
             Ok(out.has_room())
         })
@@ -114,7 +113,7 @@ where
                 |value| Ok((self.predicate)(&value)?.then_some(value)),
             );
         }
-        input.each(|value, timestamp| {
+        input.take_while_room(|value, timestamp| {
             if (self.predicate)(&value)? {
                 out.batch.push(value, timestamp);
             }
@@ -136,19 +135,21 @@ where
     }
 }
 
-/// Draws from an iterator until it is at its end and gone, or the output is full.
+/// Draws from an iterator until it is at its end and gone, or there is no more room. Whether there is.
 fn emit_rest<O>(
     current: &mut Option<(impl Iterator<Item = O>, Option<Timestamp>)>,
     out: &mut Emitted<O>,
-) -> ControlFlow<()> {
+) -> bool {
     if let Some((iterator, timestamp)) = current {
         for value in iterator {
             out.batch.push(value, *timestamp);
-            out.has_room()?;
+            if !out.has_room() {
+                return false;
+            }
         }
         *current = None;
     }
-    ControlFlow::Continue(())
+    true
 }
 
 /// One record in, any number out, drawn lazily: an endless iterator holds up its own stream and nothing else, orders to the task least.
@@ -193,10 +194,10 @@ where
         out: &mut Emitted<O>,
         _cx: &mut TaskContext<'_>,
     ) -> Result<(), OperatorError> {
-        if emit_rest(&mut self.current, out).is_break() {
+        if !emit_rest(&mut self.current, out) {
             return Ok(());
         }
-        input.each(|value, timestamp| {
+        input.take_while_room(|value, timestamp| {
             self.current = Some(((self.function)(value)?, timestamp));
             Ok(emit_rest(&mut self.current, out))
         })

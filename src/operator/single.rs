@@ -29,7 +29,7 @@ pub(crate) trait Operator: Send + 'static {
         cx: &mut StartContext<'_>,
     ) -> Result<(), OperatorError>;
 
-    /// Processes records from the front of `input` until it is empty or `out` has [`BATCH_RECORDS_MAX`] records. Takes each when its
+    /// Processes records from the front of `input` until it is empty or `out` has no room, or all of it as one batch. Takes each when its
     /// turn comes, so that what is left tells which one fails.
     fn process(
         &mut self,
@@ -122,7 +122,7 @@ pub(crate) enum SignalResult {
 pub(crate) struct Pending<T> {
     pub(crate) values: IntoIter<T>,
     pub(crate) timestamps: IntoIter<Timestamp>,
-    /// Records that left `values` to be worked on in place and whose turn has not come.
+    /// Records that left `values` to be worked on in place and whose turn has not come. Told when that work has ended, by a panic too.
     pub(super) in_place: usize,
 }
 
@@ -147,20 +147,20 @@ impl<T> Pending<T> {
         self.timestamps.len() > 0
     }
 
-    /// Takes record after record, each with its event time, until `f` has enough or fails. Each is copied as a whole from where it lies:
-    /// out of an iterator it would come as an option, which takes a record with padding apart, and what was just written in pieces the
-    /// processor cannot read as a whole before it has left the store buffer.
+    /// Takes record after record, each with its event time, as long as `f` says that there is room for another, or until it fails. Each
+    /// is copied as a whole from where it lies: out of an iterator it would come as an option, which takes a record with padding apart,
+    /// and what was just written in pieces the processor cannot read as a whole before it has left the store buffer.
     #[inline]
-    pub(super) fn each(
+    pub(super) fn take_while_room(
         &mut self,
-        mut f: impl FnMut(T, Option<Timestamp>) -> Result<ControlFlow<()>, OperatorError>,
+        mut f: impl FnMut(T, Option<Timestamp>) -> Result<bool, OperatorError>,
     ) -> Result<(), OperatorError> {
         let Self {
             values, timestamps, ..
         } = self;
         let flow = values.try_for_each(|value| match f(value, timestamps.next()) {
-            Ok(ControlFlow::Continue(())) => ControlFlow::Continue(()),
-            Ok(ControlFlow::Break(())) => ControlFlow::Break(Ok(())),
+            Ok(true) => ControlFlow::Continue(()),
+            Ok(false) => ControlFlow::Break(Ok(())),
             Err(error) => ControlFlow::Break(Err(error)),
         });
         flow.break_value().unwrap_or(Ok(()))
@@ -186,8 +186,7 @@ pub(super) fn emptied<T, U>(rest: IntoIter<T>) -> Vec<U> {
     rest.filter_map(|_| None).collect()
 }
 
-/// Counts the records whose turn has not come and tells it when it is gone, by a panic too: in memory that nothing else reaches, so that
-/// the count need not be written for each.
+/// Counts the records whose turn has not come, which costs no write for each, and tells it when dropped.
 struct Left<'a> {
     records: usize,
     told: &'a mut usize,
@@ -216,19 +215,10 @@ pub(crate) struct Emitted<T> {
 }
 
 impl<T> Emitted<T> {
-    /// Whether the node must hand on before it goes on.
+    /// Whether the operator may go on; else the node hands on first.
     #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.batch.len() >= BATCH_RECORDS_MAX || self.sides.longest >= BATCH_RECORDS_MAX
-    }
-
-    /// Whether the operator may go on: with [`is_full`](Self::is_full) it may not.
-    #[inline]
-    pub(super) fn has_room(&self) -> ControlFlow<()> {
-        match self.is_full() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+    pub(super) fn has_room(&self) -> bool {
+        self.batch.len() < BATCH_RECORDS_MAX && self.sides.longest < BATCH_RECORDS_MAX
     }
 
     /// Whether all of the input may be worked on in place: what it is made to fits into its memory, and nothing was emitted before.
@@ -266,7 +256,7 @@ impl<T> Emitted<T> {
 
     /// Emits the input as it is: its memory, which takes that of the batch in turn.
     pub(super) fn take_whole(&mut self, input: &mut Pending<T>) {
-        debug_assert!(self.batch.is_empty(), "what was emitted is handed on");
+        assert!(self.batch.is_empty(), "what was emitted is handed on");
         let Batch { values, timestamps } = std::mem::take(&mut self.batch);
         self.batch = Batch {
             values: std::mem::replace(&mut input.values, values.into_iter()).collect(),
@@ -362,11 +352,14 @@ mod tests {
     fn input_that_is_handed_on_as_it_is_changes_places_with_the_output() {
         let (first, second) = (vec![1, 2, 3], Vec::<u64>::with_capacity(5));
         let (of_input, of_output) = (first.as_ptr().addr(), second.as_ptr().addr());
-        let (mut input, mut out) = (pending(first, vec![10, 20, 30]), emitted(second));
+        let times = vec![10, 20, 30];
+        let of_times = times.as_ptr().addr();
+        let (mut input, mut out) = (pending(first, times), emitted(second));
         out.take_whole(&mut input);
         assert_eq!(out.batch.values, [1, 2, 3]);
         assert_eq!(out.batch.timestamps, [10, 20, 30]);
         assert_eq!(out.batch.values.as_ptr().addr(), of_input);
+        assert_eq!(out.batch.timestamps.as_ptr().addr(), of_times);
         let mut upstream = Batch::default();
         input.fill(&mut upstream);
         assert_eq!(upstream.values.as_ptr().addr(), of_output);
@@ -374,18 +367,15 @@ mod tests {
 
     /// What is not taken stays, in order, with its event time.
     #[test]
-    fn records_are_taken_until_there_is_enough_or_one_fails() {
+    fn records_are_taken_until_there_is_no_room_or_one_fails() {
         let mut input = pending((0..6).collect(), (0..6).collect());
         let mut seen = Vec::new();
-        let mut take = |enough: u64, bad: u64, input: &mut Pending<u64>| {
-            input.each(|n, time| {
+        let mut take = |last: u64, bad: u64, input: &mut Pending<u64>| {
+            input.take_while_room(|n, time| {
                 seen.push((n, time));
                 let error = || FunctionError::unrecoverable("bad");
                 (n != bad).then_some(()).ok_or_else(error)?;
-                Ok(match n == enough {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                })
+                Ok(n != last)
             })
         };
         take(1, 9, &mut input).unwrap();

@@ -9,9 +9,9 @@ use perennial_actors::clock::Instant;
 use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind};
 
 use super::{
-    BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Leftover, Lifecycle, Located, OperatorCapture,
-    OperatorError, OperatorStateStore, Output, Redistribution, Signal, StartContext, TaskContext,
-    after, of_signal, span,
+    BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Leftover, Lifecycle, Located,
+    OUTPUT_OF_ONE_CALL_MAX, OperatorCapture, OperatorError, OperatorStateStore, Output,
+    Redistribution, Signal, StartContext, TaskContext, after, of_signal, span,
 };
 use crate::batch::{Batch, MAX_WATERMARK, Record, Timestamp};
 use crate::connector::{Source, SourceReader, SourceSplit, SourceStatus};
@@ -95,6 +95,18 @@ impl<T: Record> SourceHead<T> {
     }
 }
 
+fn check_limit(records: usize) -> Result<(), OperatorError> {
+    if records <= OUTPUT_OF_ONE_CALL_MAX {
+        return Ok(());
+    }
+    Err(OperatorError(FailureKind::Limit {
+        limit: "OUTPUT_OF_ONE_CALL_MAX".into(),
+        message: format!(
+            "one poll of a source gave {records} records, at most {OUTPUT_OF_ONE_CALL_MAX} are allowed: heed `max`, which was {BATCH_RECORDS_MAX}"
+        ),
+    }))
+}
+
 fn unopened() -> OperatorError {
     OperatorError(FailureKind::Internal {
         message: "a source was used before it was opened".into(),
@@ -128,11 +140,10 @@ impl<T: Record> Head for SourceHead<T> {
                 cx.place.operator = Some(self.index);
                 let now = cx.now;
                 let reader = self.reader.as_mut().ok_or_else(unopened)?;
-                if self.batch.values.capacity() < BATCH_RECORDS_MAX {
-                    self.batch = Batch::with_capacity(BATCH_RECORDS_MAX);
-                }
+                self.batch.values.reserve(BATCH_RECORDS_MAX);
                 self.activity = Activity::Polling;
                 let status = reader.poll(&mut self.batch, BATCH_RECORDS_MAX, now)?;
+                check_limit(self.batch.len())?;
                 let is_empty = self.batch.is_empty();
                 if !is_empty {
                     self.given = self.batch.len();

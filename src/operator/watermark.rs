@@ -84,9 +84,9 @@ pub(crate) struct WatermarkOperator<T> {
     latest: Option<Timestamp>,
     emitted: Option<Timestamp>,
     is_assigning: bool,
-    /// Those of a batch, as they are assigned.
-    times: Vec<Timestamp>,
-    /// When it came, and for how long the task had been held up by then: that time says nothing about the stream.
+    /// Event times of the batch that is worked on; between batches memory for the next.
+    assigned: Vec<Timestamp>,
+    /// When the last record came, and for how long the task had been held up by then: that time says nothing about the stream.
     last_record: Option<(Instant, Duration)>,
     is_idle: bool,
 }
@@ -98,7 +98,7 @@ impl<T> WatermarkOperator<T> {
             latest: None,
             emitted: None,
             is_assigning: false,
-            times: Vec::new(),
+            assigned: Vec::new(),
             last_record: None,
             is_idle: false,
         }
@@ -141,16 +141,15 @@ impl<T: Record> Operator for WatermarkOperator<T> {
         if let Some(assigner) = &self.strategy.assigner {
             let given = input.timestamps.as_slice();
             let records = input.values.as_slice().iter().enumerate();
-            self.times.clear();
+            self.assigned.clear();
             self.is_assigning = true;
-            self.times
+            self.assigned
                 .extend(records.map(|(at, value)| assigner(value, given.get(at).copied())));
             self.is_assigning = false;
+            let assigned = std::mem::take(&mut self.assigned).into_iter();
+            self.assigned = std::mem::replace(&mut input.timestamps, assigned).collect();
         }
         out.take_whole(input);
-        if self.strategy.assigner.is_some() {
-            std::mem::swap(&mut out.batch.timestamps, &mut self.times);
-        }
         let latest = out.batch.timestamps.iter().copied().max();
         self.latest = self.latest.max(latest.filter(|t| *t > Timestamp::MIN));
         if let (Some(latest), Some(bound)) = (self.latest, self.strategy.bound) {
@@ -188,7 +187,7 @@ impl<T: Record> Operator for WatermarkOperator<T> {
     }
 
     fn looks_ahead(&self) -> Option<usize> {
-        self.is_assigning.then_some(self.times.len())
+        self.is_assigning.then_some(self.assigned.len())
     }
 
     fn is_at_most_one(&self) -> bool {

@@ -53,6 +53,11 @@ impl TimeWindow {
     pub fn max_timestamp(self) -> Timestamp {
         self.end - 1
     }
+
+    /// The watermark with which it is gone for late records, too.
+    fn gone_at(self, lateness: i64) -> Timestamp {
+        self.max_timestamp().saturating_add(lateness)
+    }
 }
 
 /// Folds the records of a window into an accumulator.
@@ -83,8 +88,8 @@ pub(crate) trait Layout<A: AggregateFunction>: Send + 'static {
     /// The windows of a key.
     type Windows: StateValue;
 
-    /// Adds a record, which it takes, unless all its windows are gone: then the record stays. Windows that have ended already and are
-    /// still kept go to `emit` with their new result. Returns the timer that is needed from now on.
+    /// Adds a record, of which there is one: takes it, unless all its windows are gone. Windows that have ended already and are still kept
+    /// go to `emit` with their new result. Returns the timer that is needed from now on, where it is a new one.
     fn add(
         &mut self,
         aggregate: &A,

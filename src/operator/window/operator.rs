@@ -91,38 +91,39 @@ where
         let timers = self.timers.as_ref().expect("registered in open");
         let watermark = self.watermark.unwrap_or(Timestamp::MIN);
         self.ahead.read(input, &self.selector, backend);
-        self.ahead.each(input, |(key, hash), value, timestamp| {
-            let mut record = Some(value);
-            let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
-                return Err(without_event_time());
-            };
-            backend.set_current_key(key, hash);
-            let (aggregate, layout, results) =
-                (&self.aggregate, &mut self.layout, &mut self.results);
-            let timer = state.update(backend, |windows| {
-                layout.add(
-                    aggregate,
-                    windows,
-                    (&mut record, timestamp),
-                    watermark,
-                    |window, result| results.push((window, result)),
-                )
-            })?;
-            // Few records emit.
-            if !results.is_empty() {
-                for (window, result) in results.drain(..) {
-                    let record = (self.result)(key, window, result);
-                    out.batch.push(record, Some(window.max_timestamp()));
+        self.ahead
+            .take_while_room(input, |(key, hash), value, timestamp| {
+                let mut record = Some(value);
+                let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
+                    return Err(without_event_time());
+                };
+                backend.set_current_key(key, hash);
+                let (aggregate, layout, results) =
+                    (&self.aggregate, &mut self.layout, &mut self.results);
+                let timer = state.update(backend, |windows| {
+                    layout.add(
+                        aggregate,
+                        windows,
+                        (&mut record, timestamp),
+                        watermark,
+                        |window, result| results.push((window, result)),
+                    )
+                })?;
+                // Spares most records the drain.
+                if !results.is_empty() {
+                    for (window, result) in results.drain(..) {
+                        let fired = (self.result)(key, window, result);
+                        out.batch.push(fired, Some(window.max_timestamp()));
+                    }
                 }
-            }
-            if let Some(time) = timer {
-                timers.register(backend, TimeDomain::EventTime, time, &())?;
-            }
-            if let (Some(tag), Some(late)) = (&self.late, record) {
-                out.sides.emit(tag, late, Some(timestamp));
-            }
-            Ok(out.has_room())
-        })
+                if let Some(time) = timer {
+                    timers.register(backend, TimeDomain::EventTime, time, &())?;
+                }
+                if let (Some(tag), Some(late)) = (&self.late, record) {
+                    out.sides.emit(tag, late, Some(timestamp));
+                }
+                Ok(out.has_room())
+            })
     }
 
     fn signal(
@@ -160,7 +161,7 @@ where
                 let record = (self.result)(key, window, result);
                 out.batch.push(record, Some(window.max_timestamp()));
             }
-            if out.is_full() {
+            if !out.has_room() {
                 break;
             }
         }

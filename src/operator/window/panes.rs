@@ -163,7 +163,7 @@ impl<A: AggregateFunction> Layout<A> for Panes {
         &mut self,
         aggregate: &A,
         windows: &mut Option<Self::Windows>,
-        (value, timestamp): (&mut Option<A::In>, Timestamp),
+        (record, timestamp): (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
     ) -> Option<Timestamp> {
@@ -171,7 +171,7 @@ impl<A: AggregateFunction> Layout<A> for Panes {
         if pane.gone <= watermark {
             return None;
         }
-        let value = value.take()?;
+        let value = record.take()?;
         let mut timer = None;
         match windows {
             Some(kept) if kept.start == pane.start => {

@@ -96,7 +96,7 @@ where
         let state = self.state.as_ref().expect("registered in open");
         let timers = self.timers.as_ref().expect("registered in open");
         let lateness = self.allowed_lateness;
-        input.each(|value, timestamp| {
+        input.take_while_room(|value, timestamp| {
             let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
                 return Err(without_event_time());
             };
@@ -111,11 +111,11 @@ where
             let watermark = self.watermark.unwrap_or(Timestamp::MIN);
             let live = windows
                 .iter()
-                .filter(|w| cleanup_time(**w, lateness) > watermark)
+                .filter(|w| w.gone_at(lateness) > watermark)
                 .count();
             let mut left = live;
             for window in windows.iter().copied() {
-                if cleanup_time(window, lateness) <= watermark {
+                if window.gone_at(lateness) <= watermark {
                     continue;
                 }
                 is_late = false;
@@ -144,7 +144,7 @@ where
                         )?;
                     }
                     if lateness > 0 {
-                        let at = cleanup_time(window, lateness);
+                        let at = window.gone_at(lateness);
                         timers.register(backend, TimeDomain::EventTime, at, &window)?;
                     }
                 }
@@ -186,7 +186,7 @@ where
             };
             cx.faults.hit(FaultSite::OnTimer)?;
             let is_end = time == window.max_timestamp();
-            let is_cleanup = time == cleanup_time(window, self.allowed_lateness);
+            let is_cleanup = time == window.gone_at(self.allowed_lateness);
             let aggregate = &self.aggregate;
             let result = state.update_in(backend, &window, |slot| {
                 let result = slot
@@ -205,7 +205,7 @@ where
                     Some(window.max_timestamp()),
                 );
             }
-            if out.is_full() {
+            if !out.has_room() {
                 break;
             }
         }
@@ -219,8 +219,4 @@ where
     fn watermark(&self) -> Option<Timestamp> {
         self.watermark
     }
-}
-
-fn cleanup_time(window: TimeWindow, lateness: i64) -> Timestamp {
-    window.max_timestamp().saturating_add(lateness)
 }

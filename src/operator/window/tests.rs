@@ -13,7 +13,7 @@ use perennial_actors::model::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::batch::{Batch, MAX_WATERMARK};
+use crate::batch::{BATCH_RECORDS_MAX, Batch, MAX_WATERMARK};
 use crate::key::KeyHash;
 use crate::operator::single::{Emitted, Operator, Pending, SignalResult};
 use crate::operator::{
@@ -473,6 +473,51 @@ proptest! {
         acts in acts(),
     ) {
         run(Kind::Session { gap }, Kept::Together, lateness, &acts);
+    }
+}
+
+/// A call stops where a batch is full, also where it goes aside, and nothing is lost or out of order for it.
+#[test]
+fn late_records_go_aside_in_full_batches() {
+    const RECORDS: usize = 2 * BATCH_RECORDS_MAX + 500;
+    let aligned = Kind::Sliding {
+        size: 10,
+        slide: 10,
+        offset: 0,
+    };
+    for (kind, kept) in [
+        (aligned, Kept::Together),
+        (aligned, Kept::Separately),
+        (Kind::Session { gap: 10 }, Kept::Together),
+    ] {
+        let operator = kind.operator(kept, 0);
+        let mut subtask = Subtask::open(operator, &info(0, 1), &Snapshot::default());
+        subtask.watermark(1_000_000);
+        let all: Vec<(Item, Timestamp)> = (0..RECORDS)
+            .map(|n| ((n as u64 % 7, n as u32), n as Timestamp % 1000))
+            .collect();
+        let mut input = Pending::empty();
+        input.fill(&mut Batch {
+            values: all.iter().map(|(item, _)| *item).collect(),
+            timestamps: all.iter().map(|(_, time)| *time).collect(),
+        });
+        let mut aside = Vec::new();
+        while !input.is_empty() {
+            let (result, mut out) =
+                subtask.with(|operator, out, cx| operator.process(&mut input, out, cx));
+            result.unwrap();
+            assert!(out.batch.is_empty(), "{kind:?} {kept:?}");
+            let late = out.sides.sides[0].as_any_mut();
+            let late = &late.downcast_ref::<SideOutput<Item>>().unwrap().batch;
+            assert!(!late.is_empty() && late.len() <= BATCH_RECORDS_MAX);
+            let late = late
+                .values
+                .iter()
+                .copied()
+                .zip(late.timestamps.iter().copied());
+            aside.extend(late);
+        }
+        assert_eq!(aside, all, "{kind:?} {kept:?}");
     }
 }
 

@@ -11,8 +11,9 @@ use crate::connector::{
 };
 use crate::error::{FunctionError, FunctionResult};
 use crate::operator::{
-    ByKey, FilterOperator, FlatMapOperator, KeyedProcess, KeyedProcessFunction, MapOperator,
-    ProcessContext, WatermarkOperator, WatermarkStrategy,
+    AggregateFunction, ByKey, FilterOperator, FlatMapOperator, KeyedProcess, KeyedProcessFunction,
+    MapOperator, Panes, ProcessContext, SeparateWindows, TimeWindow, TumblingEventTimeWindows,
+    WatermarkOperator, WatermarkStrategy, WindowOperator,
 };
 use crate::state::TimeDomain;
 
@@ -216,6 +217,68 @@ fn within_what_assigns_event_times_it_is_the_record() {
         let chain = node(1, WatermarkOperator::new(assigns), end);
         let mut bench = Bench::new(source(numbers(3000), vec![chain]), 3);
         assert_eq!(bench.place(), at("op1", format!("lane-0@{bad}")));
+    }
+}
+
+/// Adds up, and fails at one record.
+#[derive(Clone, Copy)]
+struct Sum {
+    bad: u64,
+}
+
+impl AggregateFunction for Sum {
+    type In = u64;
+    type Accumulator = u64;
+    type Out = u64;
+
+    fn create_accumulator(&self) -> u64 {
+        0
+    }
+    fn add(&self, sum: &mut u64, n: u64) {
+        assert!(n != self.bad, "bad record");
+        *sum += n;
+    }
+    fn result(&self, sum: &u64) -> u64 {
+        *sum
+    }
+    fn merge(&self, sum: &mut u64, other: &u64) {
+        *sum += other;
+    }
+}
+
+#[test]
+fn within_a_window_and_its_key_selector_it_is_the_record() {
+    const SIZE_MS: i64 = 100_000;
+    for (bad, key) in [
+        (0, u64::MAX),
+        (64, u64::MAX),
+        (1500, u64::MAX),
+        (u64::MAX, 63),
+        (u64::MAX, 1500),
+    ] {
+        let selector = move |n: &u64| {
+            assert!(*n != key, "bad key");
+            n % 10
+        };
+        let result = |_: &u64, _: TimeWindow, sum: u64| sum;
+        let panes = Panes::new(SIZE_MS, SIZE_MS, 0, 0).unwrap();
+        let together =
+            WindowOperator::<_, u64, _, _, _>::new(Sum { bad }, panes, selector, result, None);
+        let assigner = TumblingEventTimeWindows::of(Duration::from_millis(SIZE_MS as u64));
+        let separate = SeparateWindows::<_, u64, _, _, _>::new(
+            Sum { bad },
+            assigner,
+            selector,
+            result,
+            None,
+            0,
+        );
+        let end = || vec![sink(2, BlackholeSink::new())];
+        for chain in [node(1, together, end()), node(1, separate, end())] {
+            let mut bench = Bench::new(source(numbers(3000), vec![chain]), 3);
+            let expected = format!("lane-0@{}", bad.min(key));
+            assert_eq!(bench.place(), at("op1", expected));
+        }
     }
 }
 

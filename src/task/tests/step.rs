@@ -4,7 +4,7 @@ use perennial_actors::TaskControl;
 use perennial_actors::model::{CheckpointId, FailureKind};
 
 use super::*;
-use crate::batch::{Batch, StreamElement, StreamStatus};
+use crate::batch::{Batch, StreamElement, StreamStatus, Timestamp};
 use crate::connector::{
     BlackholeSink, CollectSink, GeneratorContext, GeneratorSource, Source, SourceReader,
     SourceSplit, SourceStatus, SubtaskContext,
@@ -325,6 +325,90 @@ async fn a_stream_is_not_idle_because_its_task_is_held_up() {
     assert_eq!(
         take(&mut gates[0]),
         [StreamElement::Status(StreamStatus::Idle)]
+    );
+    fed.0.lock().unwrap().push(20_000);
+    bench.run();
+    let expected = [
+        StreamElement::Status(StreamStatus::Active),
+        timed(&[20_000], &[20_000]),
+        StreamElement::Watermark(19_999),
+    ];
+    assert_eq!(take(&mut gates[0]), expected, "awake before the record");
+}
+
+fn timed(values: &[u64], timestamps: &[Timestamp]) -> StreamElement<u64> {
+    StreamElement::Batch(Batch {
+        values: values.to_vec(),
+        timestamps: timestamps.to_vec(),
+    })
+}
+
+/// By the strategy, which is told what the source said, and with a watermark right behind what moves event time on.
+#[tokio::test]
+async fn records_have_the_event_times_that_the_strategy_assigns() {
+    let channels = Channels::new().await;
+    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+    let fed = Fed(Arc::new(Mutex::new(Vec::new())));
+    let strategy = WatermarkStrategy::monotonous().with_timestamps(|n: &u64, given| match n {
+        0 => Timestamp::MIN,
+        _ => given.map_or(0, |time| 1000 + 2 * time),
+    });
+    let chain = node(1, WatermarkOperator::new(strategy), vec![writer]);
+    let mut bench = Bench::new(source(fed.clone(), vec![chain]), 2);
+    for (values, times, watermark) in [
+        (vec![0], vec![Timestamp::MIN], None),
+        (vec![5, 3], vec![1010, 1006], Some(1009)),
+        (vec![4, 0], vec![1008, Timestamp::MIN], None),
+        (vec![7], vec![1014], Some(1013)),
+    ] {
+        fed.0.lock().unwrap().extend(&values);
+        bench.run();
+        let watermark = watermark.map(StreamElement::Watermark);
+        let expected: Vec<_> = [timed(&values, &times)]
+            .into_iter()
+            .chain(watermark)
+            .collect();
+        assert_eq!(take(&mut gates[0]), expected);
+    }
+}
+
+/// Heeds no bound.
+struct Flood;
+
+impl Source for Flood {
+    type Item = u64;
+    fn splits(&self, _: u32) -> FunctionResult<Vec<SourceSplit>> {
+        Ok(Vec::new())
+    }
+    fn reader(
+        &self,
+        _: &SubtaskContext,
+        _: Vec<SourceSplit>,
+    ) -> FunctionResult<Box<dyn SourceReader<u64>>> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl SourceReader<u64> for Flood {
+    fn poll(&mut self, out: &mut Batch<u64>, _: usize, _: Instant) -> FunctionResult<SourceStatus> {
+        out.values.resize(OUTPUT_OF_ONE_CALL_MAX + 1, 0);
+        Ok(SourceStatus::More)
+    }
+    fn snapshot(&self) -> Vec<SourceSplit> {
+        Vec::new()
+    }
+    fn position(&self, _: usize) -> Option<(String, u64)> {
+        None
+    }
+}
+
+#[test]
+fn a_source_that_floods_is_told_so() {
+    let failure = Bench::new(source(Flood, vec![sink(1, BlackholeSink::new())]), 2).fail();
+    assert!(
+        matches!(&failure.kind, FailureKind::Limit { limit, message }
+        if limit == "OUTPUT_OF_ONE_CALL_MAX" && message.contains("heed `max`")),
+        "{failure}"
     );
 }
 
