@@ -392,7 +392,7 @@ impl Source for Flood {
 impl SourceReader<u64> for Flood {
     fn poll(&mut self, out: &mut Batch<u64>, _: usize, _: Instant) -> FunctionResult<SourceStatus> {
         out.values.resize(OUTPUT_OF_ONE_CALL_MAX + 1, 0);
-        Ok(SourceStatus::More)
+        Ok(SourceStatus::Finished)
     }
     fn snapshot(&self) -> Vec<SourceSplit> {
         Vec::new()
