@@ -1,7 +1,8 @@
 //! The consuming end of a task's channels.
 //!
-//! Invariant: elements of one channel come in order; a blocked channel gives none; a broken channel is an error at once, whether it
-//! is blocked or not, and stays one. Which records may pass when is decided by the task loop, not here.
+//! Invariant: elements of one channel come in order; a blocked channel gives none; a broken channel is an error when its turn comes,
+//! whether it is blocked or not, and stays one; every channel's turn comes, also while another is preferred. Which records may pass
+//! when is decided by the task loop, not here.
 
 use std::sync::Arc;
 
@@ -15,12 +16,18 @@ use super::registry::{End, Registry};
 use super::remote_input::{Received, RemoteInput};
 use crate::batch::{Batch, Record, StreamElement};
 
+/// Elements of the preferred channel in a row: then the others have a turn, so that none starves.
+pub(super) const PREFERRED_IN_A_ROW_MAX: u32 = 16;
+
 /// The consuming ends of a task's channels of one record type. Dropping it closes them.
 pub struct InputGate<T> {
     channels: Vec<InputChannel<T>>,
     codec: Arc<dyn BatchCodec<T>>,
-    /// Where the next look begins.
+    /// Where the next look begins, but for the preferred channel.
     next: usize,
+    preferred: Option<usize>,
+    /// Elements of preferred channels since the others' last turn.
+    in_a_row: u32,
     is_started: bool,
     bytes_received: u64,
     failure: Option<FailureKind>,
@@ -124,6 +131,8 @@ impl<T: Record> InputGate<T> {
             channels,
             codec,
             next: 0,
+            preferred: None,
+            in_a_row: 0,
             is_started: false,
             bytes_received: 0,
             failure: None,
@@ -166,14 +175,22 @@ impl<T: Record> InputGate<T> {
         self.channels.is_empty()
     }
 
-    /// Takes the next element of a channel that is not blocked, fairly among channels; `None` when there is none now.
-    /// The waker is called when there may be one again.
+    /// Takes the next element of a channel that is not blocked, fairly among channels but for the [preferred](Self::prefer) one; `None`
+    /// when there is none now. The waker is called when there may be one again.
     ///
     /// An error ends the gate: every later call returns it again.
     pub fn poll(&mut self) -> Result<Option<(usize, StreamElement<T>)>, FailureKind> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
+        if let Some(preferred) = self.preferred
+            && self.in_a_row < PREFERRED_IN_A_ROW_MAX
+            && let Some(element) = self.take_if_ready(preferred)?
+        {
+            self.in_a_row += 1;
+            return Ok(Some((preferred, element)));
+        }
+        self.in_a_row = 0;
         let count = self.channels.len();
         for offset in 0..count {
             let index = if self.next + offset < count {
@@ -181,23 +198,42 @@ impl<T: Record> InputGate<T> {
             } else {
                 self.next + offset - count
             };
-            match self.channels[index].readiness() {
-                Readiness::Empty => {}
-                Readiness::Failed => {
-                    let failure = self.channels[index].failure();
-                    self.failure = Some(failure.clone());
-                    return Err(failure);
-                }
-                Readiness::Ready if self.channels[index].is_blocked => {}
-                Readiness::Ready => {
-                    if let Some(element) = self.take(index)? {
-                        self.next = if index + 1 == count { 0 } else { index + 1 };
-                        return Ok(Some((index, element)));
-                    }
-                }
+            // It has had its turn, and has another when no other channel has anything.
+            if self.preferred != Some(index)
+                && let Some(element) = self.take_if_ready(index)?
+            {
+                self.next = if index + 1 == count { 0 } else { index + 1 };
+                return Ok(Some((index, element)));
             }
         }
-        Ok(None)
+        let Some(preferred) = self.preferred else {
+            return Ok(None);
+        };
+        let element = self.take_if_ready(preferred)?;
+        Ok(element.map(|element| (preferred, element)))
+    }
+
+    /// Takes from this channel first from now on, as long as it has something, but a bounded number of elements in a row. `None`: all
+    /// take turns.
+    ///
+    /// # Panics
+    /// The next poll panics when there is no such channel.
+    pub fn prefer(&mut self, channel: Option<usize>) {
+        self.preferred = channel;
+    }
+
+    fn take_if_ready(&mut self, index: usize) -> Result<Option<StreamElement<T>>, FailureKind> {
+        let channel = &self.channels[index];
+        match channel.readiness() {
+            Readiness::Empty => Ok(None),
+            Readiness::Failed => {
+                let failure = channel.failure();
+                self.failure = Some(failure.clone());
+                Err(failure)
+            }
+            Readiness::Ready if channel.is_blocked => Ok(None),
+            Readiness::Ready => self.take(index),
+        }
     }
 
     fn take(&mut self, index: usize) -> Result<Option<StreamElement<T>>, FailureKind> {

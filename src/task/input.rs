@@ -1,4 +1,8 @@
-//! Inputs from other tasks at the head of a task: takes elements in turn, aligns barriers, merges event time.
+//! Inputs from other tasks at the head of a task: takes elements, aligns barriers, merges event time.
+//!
+//! The channel that is behind in event time goes first. Windows stay open until it has come as far as the others; and while it catches
+//! up, the others' queues are full and hold back who is ahead. So inputs that are read at different paces do not drift apart for good.
+//! The price: where barriers are not aligned (at least once), those of the others take longer meanwhile.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -104,6 +108,7 @@ impl<T: Record> InputHead<T> {
     }
 
     fn advance(&mut self, advance: Advance) {
+        self.gate.prefer(self.valve.behind());
         // The status goes first, so that the watermark counts downstream.
         self.queued.extend(advance.status.map(Signal::Status));
         self.queued.extend(advance.watermark.map(Signal::Watermark));

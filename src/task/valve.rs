@@ -54,6 +54,17 @@ impl Valve {
         self.watermark(channel, Timestamp::MAX)
     }
 
+    /// The active channel that is furthest behind in event time; `None` when none is behind another, and as long as there is one without
+    /// event time: there may never be any.
+    pub(crate) fn behind(&self) -> Option<usize> {
+        let mut going = self.channels.iter().enumerate().filter(|(_, channel)| {
+            channel.status == StreamStatus::Active && channel.watermark < Timestamp::MAX
+        });
+        let (behind, least) = going.clone().min_by_key(|(_, channel)| channel.watermark)?;
+        let is_behind = going.any(|(_, channel)| channel.watermark > least.watermark);
+        (is_behind && least.watermark > Timestamp::MIN).then_some(behind)
+    }
+
     fn advance(&mut self) -> Advance {
         let mut advance = Advance::default();
         let active = self
@@ -108,5 +119,25 @@ mod tests {
             (Some(StreamStatus::Active), None)
         );
         assert_eq!(valve.ended(1).watermark, Some(Timestamp::MAX));
+    }
+
+    /// What is idle or has ended is not behind, and nothing is beside what has no event time.
+    #[test]
+    fn the_active_channel_with_the_least_event_time_is_behind() {
+        let mut valve = Valve::new(3);
+        assert_eq!(valve.behind(), None);
+        valve.watermark(0, 10);
+        valve.watermark(2, 11);
+        assert_eq!(valve.behind(), None, "one has no event time");
+        valve.watermark(1, 5);
+        assert_eq!(valve.behind(), Some(1));
+        valve.status(1, StreamStatus::Idle);
+        assert_eq!(valve.behind(), Some(0));
+        valve.watermark(0, 11);
+        assert_eq!(valve.behind(), None, "as far as the other");
+        valve.watermark(2, 12);
+        assert_eq!(valve.behind(), Some(0));
+        valve.ended(2);
+        assert_eq!(valve.behind(), None, "the only one that goes on");
     }
 }

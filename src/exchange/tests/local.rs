@@ -3,6 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::super::gate::PREFERRED_IN_A_ROW_MAX;
 use super::super::local::{CONTROLS_MAX, RECORDS_MAX};
 use super::super::output::PENDING_CONTROLS_MAX;
 use super::*;
@@ -80,6 +81,49 @@ async fn a_barrier_enters_a_full_channel_in_its_place() {
     assert!(p.output.flush().unwrap());
     assert_eq!(p.gate.poll().unwrap().unwrap().1, batch([7]));
     assert_eq!(p.gate.poll().unwrap().unwrap().1, barrier(2));
+}
+
+/// The last of three channels is preferred: it goes first, the others take turns in between and when it is empty or blocked.
+#[tokio::test]
+async fn a_preferred_channel_goes_first_and_none_starves() {
+    const ROW: usize = PREFERRED_IN_A_ROW_MAX as usize;
+    let exchange = start(1, 1 << 20).await;
+    let here = location(&exchange);
+    let mut edges = edge(attempt(0, 0), here.clone());
+    let others = (1..3).map(|i| edge(attempt(0, i), here.clone()).peers.remove(0));
+    edges.peers.extend(others);
+    let waker = Arc::new(Bell::default());
+    let codec = || Arc::new(SerdeCodec::new());
+    let mut gate = exchange.open_input(attempt(1, 0), &[edges], codec(), waker.clone());
+    gate.start();
+    let mut outputs: Vec<_> = (0..3)
+        .map(|i| {
+            let to = edge(attempt(1, 0), here.clone());
+            let mut outputs = exchange.open_output(attempt(0, i), &to, codec(), waker.clone());
+            outputs.pop().unwrap()
+        })
+        .collect();
+    let mut fill = |counts: [usize; 3]| {
+        for (output, count) in outputs.iter_mut().zip(counts) {
+            (0..count).for_each(|_| output.push(batch([1])));
+            assert!(output.flush().unwrap());
+        }
+    };
+    let order = |gate: &mut InputGate<u64>| -> Vec<usize> {
+        std::iter::from_fn(|| gate.poll().unwrap().map(|(channel, _)| channel)).collect()
+    };
+    gate.prefer(Some(2));
+    fill([3, 3, 3 * ROW + 2]);
+    let row = [2; ROW].as_slice();
+    let expected = [row, &[0], row, &[1], row, &[0], &[2, 2], &[1, 0, 1]].concat();
+    assert_eq!(order(&mut gate), expected);
+    fill([2, 2, 2]);
+    gate.block(2);
+    assert_eq!(order(&mut gate), [0, 1, 0, 1]);
+    gate.unblock_all();
+    gate.prefer(None);
+    fill([2, 2, 0]);
+    assert_eq!(order(&mut gate), [2, 0, 1, 2, 0, 1]);
 }
 
 #[tokio::test]

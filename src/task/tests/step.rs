@@ -476,3 +476,25 @@ async fn alignment_is_measured_from_the_first_barrier_to_the_last() {
         .collect();
     assert_eq!(alignments, [(2, 250_000), (3, 0)]);
 }
+
+/// One input is ten milliseconds ahead: the other is read up to that time first.
+#[tokio::test]
+async fn an_input_that_is_behind_in_event_time_goes_first() {
+    let channels = Channels::new().await;
+    let (mut inputs, gate) = channels.inputs::<u64>(2);
+    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+    let map = node(0, MapOperator::new(|n: u64| Ok(n)), vec![writer]);
+    let mut bench = Bench::new(input(gate, map), 1);
+    for (channel, times) in [(0, [10, 11, 12, 13]), (1, [0, 9, 10, 12])] {
+        for time in times {
+            inputs[channel].push(StreamElement::Batch(Batch {
+                values: vec![time],
+                timestamps: Vec::new(),
+            }));
+            inputs[channel].push(StreamElement::Watermark(time as i64));
+        }
+        assert!(inputs[channel].flush().unwrap());
+    }
+    bench.run();
+    assert_eq!(records(&mut gates[0]), [10, 0, 9, 10, 11, 12, 12, 13]);
+}
