@@ -8,11 +8,10 @@ use std::io;
 
 use postcard::ser_flavors::Flavor;
 
+use crate::varint;
+
 /// Room that a buffer begins with, in bytes.
 const FIRST_ROOM: usize = 256;
-
-/// The longest number in 7-bit groups.
-const VARINT_BYTES_MAX: usize = 10;
 
 /// See the module.
 #[derive(Default)]
@@ -88,7 +87,7 @@ impl AppendBuffer {
         }
     }
 
-    /// Appends a number in 7-bit groups, low first.
+    /// Appends a number.
     pub(crate) fn put_varint(&mut self, value: u64) {
         let written: Result<(), Infallible> = self.append(|room| {
             room.put_varint(value);
@@ -126,14 +125,10 @@ impl Room<'_> {
         }
     }
 
-    /// Writes a number in 7-bit groups, low first.
+    /// Writes a number.
     #[inline]
-    pub(crate) fn put_varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.push(value as u8);
+    pub(crate) fn put_varint(&mut self, value: u64) {
+        varint::put(value, |byte| self.push(byte));
     }
 
     #[inline]
@@ -168,7 +163,7 @@ impl Room<'_> {
 
     #[cold]
     fn put_long_length(&mut self, start: usize, length: usize) {
-        let mut prefix = [0; VARINT_BYTES_MAX];
+        let mut prefix = [0; varint::BYTES_MAX];
         let mut room = Room {
             bytes: &mut prefix,
             end: 0,

@@ -17,6 +17,7 @@ pub mod operator;
 pub mod state;
 pub mod storage;
 pub mod task;
+mod varint;
 
 /// The README, so that its example is compiled.
 #[cfg(doctest)]

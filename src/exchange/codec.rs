@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 
 use crate::append::{AppendBuffer, Room};
 use crate::batch::{Batch, Record, Timestamp};
+use crate::varint;
 
 /// Turns batches into bytes and back. Both ends are the same build, so that the encoding needs no schema.
 pub trait BatchCodec<T>: Send + Sync + 'static {
@@ -298,7 +299,7 @@ fn cautious<T>(count: usize) -> usize {
 /// Writes what comes before the values; returns where the encoding begins.
 fn begin<T>(batch: &Batch<T>, out: &mut Vec<u8>) -> usize {
     let start = out.len();
-    put_varint(batch.len() as u64, out);
+    varint::put(batch.len() as u64, |byte| out.push(byte));
     out.push(u8::from(batch.has_timestamps()));
     start
 }
@@ -315,7 +316,8 @@ fn end<T>(batch: &Batch<T>, out: &mut Vec<u8>, start: usize) {
             .copied()
             .chain(std::iter::repeat(Timestamp::MIN));
         for timestamp in column.take(batch.len()) {
-            put_varint(zigzag(timestamp.wrapping_sub(previous)), out);
+            let difference = zigzag(timestamp.wrapping_sub(previous));
+            varint::put(difference, |byte| out.push(byte));
             previous = timestamp;
         }
     }
@@ -326,7 +328,8 @@ fn end<T>(batch: &Batch<T>, out: &mut Vec<u8>, start: usize) {
 
 fn header<T>(bytes: &[u8]) -> Result<(usize, bool, &[u8]), CodecError> {
     let mut rest = bytes;
-    let count = take_varint(&mut rest).ok_or_else(|| decode_error::<T>("no record count"))?;
+    let count = varint::take(&mut rest)
+        .map_err(|error| decode_error::<T>(format!("record count: {error}")))?;
     if count > bytes.len() as u64 {
         return Err(decode_error::<T>(format!(
             "{count} records claimed in {} bytes",
@@ -351,8 +354,8 @@ fn finish<T>(
         timestamps.reserve(values.len());
         let mut previous: Timestamp = 0;
         for index in 0..values.len() {
-            let difference = take_varint(&mut rest)
-                .ok_or_else(|| decode_error::<T>(format!("timestamp {index} is missing")))?;
+            let difference = varint::take(&mut rest)
+                .map_err(|error| decode_error::<T>(format!("timestamp {index}: {error}")))?;
             previous = previous.wrapping_add(unzigzag(difference));
             timestamps.push(previous);
         }
@@ -372,30 +375,6 @@ fn zigzag(value: i64) -> u64 {
 
 fn unzigzag(value: u64) -> i64 {
     ((value >> 1) as i64) ^ -((value & 1) as i64)
-}
-
-fn put_varint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0_u64;
-    for (index, byte) in bytes.iter().enumerate().take(10) {
-        let bits = u64::from(byte & 0x7f);
-        if index == 9 && bits > 1 {
-            return None;
-        }
-        value |= bits << (7 * index);
-        if byte & 0x80 == 0 {
-            *bytes = &bytes[index + 1..];
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
@@ -499,7 +478,7 @@ mod tests {
     #[test]
     fn a_huge_count_in_a_short_frame_is_an_error() {
         let mut bytes = Vec::new();
-        put_varint(1 << 63, &mut bytes);
+        varint::put(1 << 63, |byte| bytes.push(byte));
         bytes.push(0);
         for error in [
             SerdeCodec::<u64>::new().decode(&bytes).unwrap_err(),

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::append::Room;
+use crate::varint::{self, VarintError};
 
 /// Ends a section.
 pub(super) const END: u8 = 0;
@@ -30,6 +31,12 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("stored state does not decode: {0}")]
 pub struct DecodeError(pub String);
+
+impl From<VarintError> for DecodeError {
+    fn from(error: VarintError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 /// One entry, still encoded.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +89,7 @@ pub(super) fn for_each_section<'a>(
     mut visit: impl FnMut(u16, &'a [u8]) -> Result<(), DecodeError>,
 ) -> Result<(), DecodeError> {
     while !bytes.is_empty() {
-        let state = take_varint(&mut bytes)?;
+        let state = varint::take(&mut bytes)?;
         let state = u16::try_from(state)
             .map_err(|_| DecodeError(format!("state index {state} is too large")))?;
         let length = entries_length(bytes)?;
@@ -127,7 +134,7 @@ pub(super) fn take_entry<'a>(rest: &mut &'a [u8]) -> Result<EntryRef<'a>, Decode
 }
 
 fn take_part<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], DecodeError> {
-    let length = take_varint(rest)?;
+    let length = varint::take(rest)?;
     match usize::try_from(length).ok().filter(|l| *l <= rest.len()) {
         Some(length) => {
             let (part, tail) = rest.split_at(length);
@@ -139,25 +146,6 @@ fn take_part<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], DecodeError> {
             rest.len()
         ))),
     }
-}
-
-fn take_varint(rest: &mut &[u8]) -> Result<u64, DecodeError> {
-    let mut value = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let Some((&byte, tail)) = rest.split_first() else {
-            return Err(DecodeError("a number is cut off".to_owned()));
-        };
-        *rest = tail;
-        let bits = u64::from(byte & 0x7F);
-        if shift == 63 && bits > 1 {
-            break;
-        }
-        value |= bits << shift;
-        if byte < 0x80 {
-            return Ok(value);
-        }
-    }
-    Err(DecodeError("a number has more than 64 bits".to_owned()))
 }
 
 /// Writes a part in postcard.
