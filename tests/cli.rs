@@ -204,6 +204,27 @@ fn wrong_configuration_ends_with_4_and_names_key_file_line_and_what_was_meant() 
     }
 }
 
+/// Missing credentials are told before the store is asked for anything.
+#[test]
+fn a_node_whose_s3_credentials_are_missing_ends_with_4_and_names_the_key() {
+    let store = "execution.checkpointing.dir=s3://bucket/checkpoints";
+    let port = format!("jobmanager.rpc.port={}", free_port());
+    for role in [&["jobmanager"][..], &["run", "keyed-count", "--local"]] {
+        let output = Command::new(binary())
+            .args(["-D", store, "-D", "s3.region=eu-central-1", "-D", &port])
+            .args(role)
+            .env_remove("AWS_ACCESS_KEY_ID")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
+            .output()
+            .unwrap();
+        let said = stderr(&output);
+        assert_eq!(code(&output), 4, "{role:?}: {said}");
+        for part in ["s3.access-key", "AWS_ACCESS_KEY_ID"] {
+            assert!(said.contains(part), "{part} is missing: {said}");
+        }
+    }
+}
+
 #[test]
 fn config_check_shows_key_value_origin_and_verdict_in_a_table_and_in_json() {
     let directory = tempfile::tempdir().unwrap();

@@ -3,14 +3,16 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use perennial_actors::checkpoint::StoreError;
 use perennial_actors::model::message::RpcError;
 
 use crate::api::JobError;
+use crate::cluster::NodeError;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// The settings do not load.
+    /// The settings do not load, or name no usable store.
     #[error("{0}")]
     Config(String),
     /// The job cannot be built.
@@ -77,6 +79,17 @@ pub(crate) enum CliError {
     /// The arguments do not fit each other, or name no job of the cluster.
     #[error("{0}")]
     Usage(String),
+}
+
+impl From<NodeError> for CliError {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::NotLeader(message) => Self::NotLeader(message),
+            // What is configured is wrong: it will not work the next time either.
+            NodeError::Store(error @ StoreError::Invalid { .. }) => Self::Config(error.to_string()),
+            error => Self::Node(error.to_string()),
+        }
+    }
 }
 
 impl CliError {

@@ -65,8 +65,7 @@ pub(super) fn run(
                     args.taskmanagers,
                     registry.clone(),
                 )
-                .await
-                .map_err(|e| CliError::Node(e.to_string()))?,
+                .await?,
             ),
             false => None,
         };

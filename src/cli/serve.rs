@@ -13,9 +13,7 @@ use super::config::{Role, load};
 use super::connection::block_on;
 use super::{CliError, output};
 use crate::api::JobRegistry;
-use crate::cluster::{
-    JobManagerExit, JobManagerNode, LocalCluster, NodeError, StuckTasks, TaskManagerNode,
-};
+use crate::cluster::{JobManagerExit, JobManagerNode, LocalCluster, StuckTasks, TaskManagerNode};
 use perennial_actors::fault::FaultPoints;
 use perennial_actors::task_manager::TaskManagerEnd;
 
@@ -46,13 +44,6 @@ pub(super) fn init_log(cli: &Cli, default: &str) {
         LogFormat::Human => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
-}
-
-fn failed(error: NodeError) -> CliError {
-    match error {
-        NodeError::NotLeader(message) => CliError::NotLeader(message),
-        error => CliError::Node(error.to_string()),
-    }
 }
 
 /// SIGTERM and SIGINT, which from the first look on no longer end the process by themselves.
@@ -99,9 +90,7 @@ pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, Cl
     init_log(cli, "info");
     block_on(async {
         let mut signals = Signals::listen()?;
-        let mut node = JobManagerNode::start(loaded.settings, faults)
-            .await
-            .map_err(failed)?;
+        let mut node = JobManagerNode::start(loaded.settings, faults).await?;
         output::line(&format!("JobManager listens on {}", node.address()));
         tokio::select! {
             biased;
@@ -109,7 +98,7 @@ pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, Cl
             () = signals.asked() => {}
         }
         let exit = node.shutdown().await;
-        match exit.map_err(failed)? {
+        match exit? {
             JobManagerExit::Shutdown => Ok(ExitCode::SUCCESS),
             JobManagerExit::Fenced(reason) => Err(CliError::NotLeader(format!(
                 "this JobManager no longer leads: {reason}"
@@ -135,8 +124,7 @@ pub(super) fn task_manager(
             StuckTasks::EndProcess,
             faults,
         )
-        .await
-        .map_err(failed)?;
+        .await?;
         output::line(&format!("TaskManager {} is starting", node.resource()));
         let end = tokio::select! {
             biased;
@@ -167,9 +155,8 @@ pub(super) fn start(
     }
     block_on(async {
         let mut signals = Signals::listen()?;
-        let cluster = LocalCluster::start_on(loaded.settings, args.taskmanagers, registry.clone())
-            .await
-            .map_err(failed)?;
+        let cluster =
+            LocalCluster::start_on(loaded.settings, args.taskmanagers, registry.clone()).await?;
         let slots = cluster.settings().cluster.task_slots * args.taskmanagers;
         output::line(&format!(
             "cluster runs: JobManager {}, {} TaskManagers, {slots} slots\nrun a job: perennial --jobmanager {} run JOB\nCtrl-C ends it",
