@@ -89,7 +89,8 @@ impl Panes {
     }
 
     fn gone(&self, start: Timestamp) -> Timestamp {
-        (self.last_end(start) - 1).saturating_add(self.lateness)
+        let last = self.window_ending(self.last_end(start));
+        last.gone_at(self.lateness)
     }
 
     /// The pane of a time; mostly that of the record before.
@@ -209,7 +210,7 @@ impl<A: AggregateFunction> Layout<A> for Panes {
             let mut end = pane.first_end;
             while end - 1 <= watermark && end <= last_end {
                 let window = self.window_ending(end);
-                if (end - 1).saturating_add(self.lateness) > watermark
+                if window.gone_at(self.lateness) > watermark
                     && let Some(result) = Self::sum(aggregate, kept, window)
                 {
                     emit(window, result);

@@ -50,11 +50,10 @@ impl<Acc> Session<Acc> {
 
     /// When it next counts.
     fn due(&self, lateness: i64) -> Timestamp {
-        let end = self.end - 1;
         if self.is_emitted {
-            end.saturating_add(lateness)
+            self.window().gone_at(lateness)
         } else {
-            end
+            self.window().max_timestamp()
         }
     }
 
@@ -65,7 +64,7 @@ impl<Acc> Session<Acc> {
         watermark: Timestamp,
         emit: &mut impl FnMut(TimeWindow, A::Out),
     ) {
-        self.is_emitted = self.end - 1 <= watermark;
+        self.is_emitted = self.window().max_timestamp() <= watermark;
         if self.is_emitted {
             emit(self.window(), aggregate.result(&self.accumulator));
         }
@@ -77,8 +76,8 @@ impl Sessions {
         Self { gap, lateness }
     }
 
-    fn is_gone(&self, end: Timestamp, time: Timestamp) -> bool {
-        (end - 1).saturating_add(self.lateness) <= time
+    fn is_gone(&self, session: TimeWindow, time: Timestamp) -> bool {
+        session.gone_at(self.lateness) <= time
     }
 
     /// Puts a record's own session among the others of the key, with all that it touches merged into it; its place.
@@ -150,7 +149,7 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         }
         let value = record.take()?;
         let Some(mut kept) = windows.take() else {
-            if self.is_gone(own.end, watermark) {
+            if self.is_gone(own, watermark) {
                 *record = Some(value);
                 return None;
             }
@@ -173,7 +172,7 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
                 session.settle(aggregate, watermark, &mut emit);
                 Some(session.due(self.lateness))
             }
-            None if self.is_gone(own.end, watermark) => {
+            None if self.is_gone(own, watermark) => {
                 *record = Some(value);
                 None
             }
@@ -212,8 +211,8 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
             }
         }
         kept.older
-            .retain(|session| !self.is_gone(session.end, time));
-        if self.is_gone(kept.newest.end, time) {
+            .retain(|session| !self.is_gone(session.window(), time));
+        if self.is_gone(kept.newest.window(), time) {
             // The newest ends last.
             *windows = None;
             return None;
