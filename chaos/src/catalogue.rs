@@ -155,7 +155,7 @@ pub const ALL: &[Entry] = &[
         .tests(&["chaos/src/process.rs"]).later("a change of address needs name resolution under the harness's control"),
     Entry::new(Row::O1, "500, 503 SlowDown, throttling", "retried with backoff inside the checkpoint timeout; else the checkpoint aborts and the job runs on").checks(&[S7, R5]),
     Entry::new(Row::O2, "no answer, slow bodies", "bounded by deadlines of our own").tests(&["tests/storage"]),
-    Entry::new(Row::O3, "success lost, write applied later", "what was created is read and compared before anyone concludes").tests(&["tests/storage", "actors/src/checkpoint_coordinator/tests.rs"]),
+    Entry::new(Row::O3, "success lost, write applied later", "what was created is read and compared before anyone concludes").tests(&["tests/storage", "actors/src/checkpoint_coordinator/tests/completion.rs"]),
     Entry::new(Row::O4, "truncated, flipped, cut bodies", "seen by checksum: an older checkpoint, and an event that says so; a job that would repeat committed output fails, naming the span").tests(&["tests/savepoints.rs", "tests/storage"]),
     Entry::new(Row::O5, "missing object, manifest or record", "an older checkpoint, and an event that says so; a job that would repeat committed output fails, naming the span").tests(&["tests/savepoints.rs"]),
     Entry::new(Row::O6, "a savepoint that is damaged, of another job, or of a newer format", "refused before any task starts, naming object and reason").by(NONE)
@@ -163,7 +163,7 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::O7, "stale or truncated listings", "recovery does not depend on them; the sweeper waits").checks(&[R4]),
     Entry::new(Row::O8, "403: credentials expire", "checkpoints abort with a clear cause; they go on when repaired").checks(&[S7]),
     Entry::new(Row::O9, "412 on a conditional create, by a rival", "fenced: the JobMaster stops, the next one goes on")
-        .tests(&["actors/src/checkpoint_coordinator/tests.rs"]),
+        .tests(&["actors/src/checkpoint_coordinator/tests/leaders.rs"]),
     Entry::new(Row::O10, "a store without conditional create", "refused at the start").by(NONE).tests(&["tests/storage/faults.rs"]),
     Entry::new(Row::O11, "the bucket is emptied while the job runs", "the next checkpoint is full again, or the job fails clearly").by(&[Process]),
     Entry::new(Row::O12, "deletes fail", "tried again later; nothing that is referenced is deleted").checks(&[R4]),
@@ -177,7 +177,7 @@ pub const ALL: &[Entry] = &[
         .later("processing-time timers do not exist yet; without them T1 covers it"),
     Entry::new(Row::T3, "the whole machine sleeps", "all sessions expire together: one recovery, not many").checks(&[S5]),
     Entry::new(Row::C1, "checkpoint timeout, decline, late or repeated acknowledgement", "aborted or ignored; never completed wrongly").checks(&[S7])
-        .tests(&["actors/src/checkpoint/pending.rs", "actors/src/checkpoint_coordinator/tests.rs"]),
+        .tests(&["actors/src/checkpoint/pending.rs", "actors/src/checkpoint_coordinator/tests/completion.rs"]),
     Entry::new(Row::C2, "too few slots, double registration, a TaskManager that lies", "waits, or fails by timeout; the second registration replaces the first").by(NONE)
         .tests(&["actors/src/job_manager/tests.rs", "actors/src/job_master/tests.rs"]),
     Entry::new(Row::C3, "another build on one node", "refused, naming both").by(NONE)
