@@ -317,6 +317,26 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
         }
     }
 
+    /// Makes an entry live with one look-up. One that is live stays as it is: no change, so nothing for the log.
+    #[inline]
+    pub(super) fn ensure(
+        &mut self,
+        at: usize,
+        intervals: &mut Intervals,
+        hash: u64,
+        is: impl Fn(&Q) -> bool,
+        key: impl FnOnce() -> Q,
+        cell: C::Content,
+    ) -> Result<(), String> {
+        let entries = &mut self.shards[at].entries;
+        let tombstone = match entries.find_entry(hash, |e| is(&e.key)) {
+            Ok(found) if found.get().cell.is_some() => return Ok(()),
+            Ok(found) => Some(found.bucket_index() as u32),
+            Err(_) => None,
+        };
+        self.insert(at, intervals, tombstone, hash, key, cell)
+    }
+
     /// Makes an absent entry live: where its tombstone is when there is one.
     #[cold]
     #[inline(never)]
