@@ -185,10 +185,16 @@ impl StreamTask {
                 // Its own part of that snapshot may still be on its way.
                 rest(self.is_capturing, None)
             }
+            // Both were told to end while this one was at work, and the neighbour was quicker.
+            Err(OperatorError(kind)) if kind.is_symptom() && self.is_cancelled() => Step::Canceled,
             Err(OperatorError(kind)) => Step::Failed(Box::new(self.failure(state, kind))),
         };
         self.publish(state, now);
         step
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.services.control.is_cancelled()
     }
 
     /// A failure of this task with its place.

@@ -289,10 +289,15 @@ impl Script {
         self.snapshot(base, SnapshotKind::Checkpoint)
     }
 
+    /// A task may miss its neighbour before it is told itself, which says nothing new to the control plane either.
     pub(crate) fn stop(&mut self) {
         self.control(&TaskControl::Cancel);
         for (attempt, end) in self.ends() {
-            assert_eq!(end, Some(TaskOutcome::Canceled), "{attempt}");
+            match end {
+                Some(TaskOutcome::Canceled) => {}
+                Some(TaskOutcome::Failed(failure)) if failure.kind.is_symptom() => {}
+                other => panic!("{attempt} ends with {other:?}"),
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! What one step may do, and what it must not leave undone.
 
+use std::sync::OnceLock;
+
 use perennial_actors::TaskControl;
 use perennial_actors::model::{CheckpointId, FailureKind};
 
@@ -224,6 +226,33 @@ async fn a_task_can_be_cancelled_between_the_timers_of_one_watermark() {
     bench.order(TaskControl::Cancel);
     assert!(matches!(bench.step(), Step::Canceled));
     assert!(*fired.lock().unwrap() < 50_000);
+}
+
+/// Tasks of a job that is cancelled end in any order: this one is at work when it is told so, and its consumer is gone before it looks.
+#[tokio::test]
+async fn a_task_told_to_end_does_not_fail_by_a_consumer_that_has_ended() {
+    for is_told in [true, false] {
+        let channels = Channels::new().await;
+        let (writer, gates) = channels.outputs::<u64>(1, Forward);
+        let control = Arc::new(OnceLock::<Arc<ControlQueue>>::new());
+        let consumer = Arc::new(Mutex::new(gates));
+        let during = (control.clone(), consumer);
+        let map = MapOperator::new(move |n: u64| {
+            if is_told {
+                during.0.get().unwrap().push(TaskControl::Cancel);
+            }
+            during.1.lock().unwrap().clear();
+            Ok(n)
+        });
+        let fed = Fed(Arc::new(Mutex::new((0..1024).collect())));
+        let mut bench = Bench::new(source(fed, vec![node(1, map, vec![writer])]), 2);
+        assert!(control.set(bench.control.clone()).is_ok());
+        match bench.step() {
+            Step::Canceled => assert!(is_told),
+            Step::Failed(failure) => assert!(!is_told && failure.kind.is_symptom(), "{failure}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// A function that makes very much of one record holds up nobody's orders.
