@@ -292,13 +292,15 @@ impl Script {
     /// A task may miss its neighbour before it is told itself, which says nothing new to the control plane either.
     pub(crate) fn stop(&mut self) {
         self.control(&TaskControl::Cancel);
+        let mut canceled = 0;
         for (attempt, end) in self.ends() {
             match end {
-                Some(TaskOutcome::Canceled) => {}
+                Some(TaskOutcome::Canceled) => canceled += 1,
                 Some(TaskOutcome::Failed(failure)) if failure.kind.is_symptom() => {}
                 other => panic!("{attempt} ends with {other:?}"),
             }
         }
+        assert!(canceled > 0, "the tasks had lost each other before");
     }
 
     /// Lets the job run to its end, with the final checkpoint.
