@@ -66,7 +66,7 @@ pub use crate::batch::BATCH_RECORDS_MAX;
 /// Records that one call of a user function may emit, to the main output and to each side output.
 pub const OUTPUT_OF_ONE_CALL_MAX: usize = 1 << 20;
 
-/// Timers that fire in one go, before what they emitted is handed on.
+/// Timers, or windows that are due, that fire in one go, before what they emitted is handed on.
 /// They are also all that fire in one step, so that orders, captures and the next flush need not wait for the rest.
 pub(crate) const TIMERS_OF_ONE_CALL_MAX: usize = 1024;
 

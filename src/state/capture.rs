@@ -171,7 +171,7 @@ impl ShardCursor {
     }
 }
 
-impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
+impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
     /// Goes on with one group; true when it is done.
     pub(super) fn capture_shard(
         &self,

@@ -1,9 +1,11 @@
 //! What identifies an entry: key, namespace and, for maps and timers, one more part (rule 8).
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+
 use hashbrown::HashTable;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeSet;
 
 use super::Namespace;
 use super::encoding::{DecodeError, EntryRef, put_canonical, read_canonical};
@@ -36,6 +38,16 @@ impl<K: Key, N: Namespace, M: MapKey> Composite<K, N, M> {
     pub(super) fn is_of(&self, key: &K, namespace: &N, extra: &M) -> bool {
         self.key == *key && self.namespace == *namespace && self.extra == *extra
     }
+}
+
+/// The order of keys of one hash: by their encoding. What does not encode has none.
+#[cold]
+pub(super) fn order_of_keys<K: Key>(a: &K, b: &K) -> Ordering {
+    if a == b {
+        return Ordering::Equal;
+    }
+    let bytes = |key: &K| postcard::to_stdvec(key).unwrap_or_default();
+    bytes(a).cmp(&bytes(b))
 }
 
 /// The table hash of an entry.
@@ -120,8 +132,13 @@ impl<K: Key, N: Namespace, M: MapKey> MapIndex<K, N, M> {
     }
 }
 
-impl<K: Key, N: Namespace, M: MapKey> Index<Composite<K, N, M>> for MapIndex<K, N, M> {
-    fn insert(&mut self, _shard: usize, entry: &Composite<K, N, M>) {
+impl<K: Key, N: Namespace, M: MapKey, V> Index<Composite<K, N, M>, V> for MapIndex<K, N, M> {
+    type Part = ();
+
+    #[inline]
+    fn part(_value: &V) {}
+
+    fn insert(&mut self, _shard: usize, entry: &Composite<K, N, M>, _value: &V) {
         let hash = Self::hash(entry.key_hash(), &entry.namespace);
         let is = |m: &KeysOf<K, N, M>| m.key == entry.key && m.namespace == entry.namespace;
         let found = self.maps.entry(hash, is, |m| m.hash);

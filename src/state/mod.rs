@@ -17,6 +17,7 @@ mod loading;
 mod log;
 mod map;
 mod memory;
+mod scheduled;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub use encoding::{DecodeError, RawEntry, decode_entries};
 pub use list::ListState;
 pub use map::MapState;
 pub use memory::{CAPTURES_MAX, MemoryBackend};
+pub(crate) use scheduled::{Scheduled, ScheduledState};
 pub(crate) use table::READ_AHEAD_MAX;
 pub use timers::Timers;
 pub use value::ValueState;
@@ -272,6 +274,21 @@ impl<K: Key> KeyedBackend<K> {
         name: &str,
     ) -> Result<ValueState<V, N>, StateError> {
         ValueState::register(self, name, "value")
+    }
+
+    /// Registers a state of values that are due at times.
+    pub(crate) fn scheduled_state<V: Scheduled>(
+        &mut self,
+        name: &str,
+    ) -> Result<ScheduledState<V>, StateError> {
+        ScheduledState::register(self, name)
+    }
+
+    /// Says that event-time timers of that name, which earlier builds stored, are needed no more: what is loaded of them is dropped,
+    /// instead of refused as a state that nobody registers.
+    pub(crate) fn retire_timers(&mut self, name: &str) {
+        let Self::Memory(memory) = self;
+        memory.retire(timers::state_name(name, TimeDomain::EventTime));
     }
 
     /// Registers a list state.

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use hashbrown::HashTable;
 
 use super::cell::Cell;
-use super::encoding::{DecodeError, EntryRef};
+use super::encoding::{self, DecodeError, EntryRef};
 use super::intervals::Intervals;
 use super::log::Log;
 use crate::append::Room;
@@ -44,10 +44,17 @@ pub(super) trait EntryKey: Send + Sized + 'static {
     fn is(&self, other: &Self) -> bool;
 }
 
-/// Something derived from which entries are live, kept in step through changes, undo and loading.
-pub(super) trait Index<Q>: Default + Send + 'static {
-    /// An entry became live.
-    fn insert(&mut self, shard: usize, key: &Q);
+/// Something derived from the live entries, kept in step through changes, undo and loading. When the part of an entry changes, it is told
+/// the new one only, and must bear that the old one is still there.
+pub(super) trait Index<Q, V>: Default + Send + 'static {
+    /// What of an entry's content it depends on; `()` when it depends on the key alone.
+    type Part: PartialEq;
+    /// Of the state's format: older builds refuse what they would keep without deriving what must be derived.
+    const VERSION: u32 = encoding::VERSION;
+    /// That part.
+    fn part(content: &V) -> Self::Part;
+    /// An entry became live, or its part is another one.
+    fn insert(&mut self, shard: usize, key: &Q, content: &V);
     /// An entry is live no more.
     fn remove(&mut self, shard: usize, key: &Q);
     /// For timers: the earliest time.
@@ -60,9 +67,12 @@ pub(super) trait Index<Q>: Default + Send + 'static {
 #[derive(Default)]
 pub(super) struct NoIndex;
 
-impl<Q> Index<Q> for NoIndex {
+impl<Q, V> Index<Q, V> for NoIndex {
+    type Part = ();
     #[inline]
-    fn insert(&mut self, _shard: usize, _key: &Q) {}
+    fn part(_content: &V) {}
+    #[inline]
+    fn insert(&mut self, _shard: usize, _key: &Q, _content: &V) {}
     #[inline]
     fn remove(&mut self, _shard: usize, _key: &Q) {}
 }
@@ -189,7 +199,7 @@ fn put_new<T>(entries: &mut HashTable<T>, hash: u64, entry: T) -> u32 {
     added.bucket_index() as u32
 }
 
-impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
+impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
     pub(super) fn new(shards: usize) -> Self {
         Self {
             shards: (0..shards).map(|_| Shard::new()).collect(),
@@ -253,12 +263,17 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                     }
                     entry.since = intervals.current;
                 }
+                let part = entry.cell.as_ref().map(I::part);
                 // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
                 intervals.is_mutating = true;
                 let result = change(&mut entry.cell);
                 intervals.is_mutating = false;
-                if entry.cell.is_none() {
-                    self.bury(at, intervals, place);
+                match &entry.cell {
+                    None => self.bury(at, intervals, place),
+                    Some(content) if part != Some(I::part(content)) => {
+                        self.index.insert(at, &entry.key, content);
+                    }
+                    Some(_) => {}
                 }
                 return Ok(result);
             }
@@ -292,8 +307,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             let place = found.bucket_index() as u32;
             let entry = found.get_mut();
             if let Some(old) = entry.cell.take() {
+                let part = I::part(&old);
                 entry.cell = cell;
-                let is_deleted = entry.cell.is_none();
                 if entry.since == intervals.current {
                     log.complete(intervals, place, entry.mark, old);
                 } else {
@@ -304,8 +319,12 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                     }
                     entry.since = intervals.current;
                 }
-                if is_deleted {
-                    self.bury(at, intervals, place);
+                match &entry.cell {
+                    None => self.bury(at, intervals, place),
+                    Some(content) if part != I::part(content) => {
+                        self.index.insert(at, &entry.key, content);
+                    }
+                    Some(_) => {}
                 }
                 return Ok(());
             }
@@ -370,8 +389,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
             entry.mark = C::mark(log.append(intervals, place, entry.since, None));
         }
         entry.since = intervals.current;
+        self.index.insert(at, &entry.key, &cell);
         entry.cell = Some(cell);
-        self.index.insert(at, &entry.key);
         self.live += 1;
         Ok(())
     }
@@ -438,7 +457,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                         return false;
                     };
                     let current = entry.cell.take();
-                    let was_live = current.is_some();
+                    let part = current.as_ref().map(I::part);
                     entry.cell = match record.old {
                         None => None,
                         Some(old) => match C::restore(old, current) {
@@ -447,16 +466,20 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                         },
                     };
                     entry.since = record.old_since;
-                    match (was_live, entry.cell.is_some()) {
-                        (true, false) => {
+                    match (&part, &entry.cell) {
+                        (None, None) => {}
+                        (Some(_), None) => {
                             self.index.remove(at, &entry.key);
                             self.live -= 1;
                         }
-                        (false, true) => {
-                            self.index.insert(at, &entry.key);
+                        (None, Some(content)) => {
+                            self.index.insert(at, &entry.key, content);
                             self.live += 1;
                         }
-                        (true, true) | (false, false) => {}
+                        (Some(part), Some(content)) if *part != I::part(content) => {
+                            self.index.insert(at, &entry.key, content);
+                        }
+                        (Some(_), Some(_)) => {}
                     }
                     // A record from before `to` is its entry's last one here: nothing names the place any more.
                     if entry.cell.is_none() && (entry.since < to || entry.since == NEVER) {
@@ -488,9 +511,15 @@ impl<Q: EntryKey, C: Cell, I: Index<Q>> LoggedTable<Q, C, I> {
                 self.index.remove(at, &key);
                 self.live -= 1;
             }
-            (Ok(mut found), Some(cell)) => found.get_mut().cell = Some(cell),
+            (Ok(mut found), Some(cell)) => {
+                let entry = found.get_mut();
+                if entry.cell.as_ref().map(I::part) != Some(I::part(&cell)) {
+                    self.index.insert(at, &key, &cell);
+                }
+                entry.cell = Some(cell);
+            }
             (Err(_), Some(cell)) => {
-                self.index.insert(at, &key);
+                self.index.insert(at, &key, &cell);
                 self.live += 1;
                 let entry = Entry {
                     since: 0,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
 use super::cell::Marker;
-use super::composite::Composite;
+use super::composite::{Composite, order_of_keys};
 use super::memory::StateId;
 use super::table::{EntryKey, Index, LoggedTable};
 use super::{KeyedAccess, KeyedBackend, Namespace, StateError, TimeDomain};
@@ -39,8 +39,13 @@ impl<K: Key, N> Default for TimerIndex<K, N> {
     }
 }
 
-impl<K: Key, N: Namespace> Index<TimerKey<K, N>> for TimerIndex<K, N> {
-    fn insert(&mut self, shard: usize, timer: &TimerKey<K, N>) {
+impl<K: Key, N: Namespace> Index<TimerKey<K, N>, ()> for TimerIndex<K, N> {
+    type Part = ();
+
+    #[inline]
+    fn part((): &()) {}
+
+    fn insert(&mut self, shard: usize, timer: &TimerKey<K, N>, (): &()) {
         self.due.insert(Due::of(shard, timer));
     }
     fn remove(&mut self, shard: usize, timer: &TimerKey<K, N>) {
@@ -86,14 +91,7 @@ impl<K: Key, N: Namespace> Ord for Due<K, N> {
         let by_hash =
             (self.time, self.shard, self.hash).cmp(&(other.time, other.shard, other.hash));
         by_hash
-            .then_with(|| {
-                if self.key == other.key {
-                    return Ordering::Equal;
-                }
-                // Different keys with one hash: as good as never. What does not encode never got into the table.
-                let bytes = |key: &K| postcard::to_stdvec(key).unwrap_or_default();
-                bytes(&self.key).cmp(&bytes(&other.key))
-            })
+            .then_with(|| order_of_keys(&self.key, &other.key))
             .then_with(|| self.namespace.cmp(&other.namespace))
     }
 }
@@ -123,6 +121,11 @@ impl<N> Clone for Timers<N> {
 }
 impl<N> Copy for Timers<N> {}
 
+/// What the timers of a name are stored as.
+pub(super) fn state_name(name: &str, domain: TimeDomain) -> String {
+    format!("{name}/{}", kind(domain))
+}
+
 impl<N: Namespace> Timers<N> {
     pub(super) fn register_state<K: Key>(
         backend: &mut KeyedBackend<K>,
@@ -130,10 +133,9 @@ impl<N: Namespace> Timers<N> {
     ) -> Result<Self, StateError> {
         let KeyedBackend::Memory(memory) = backend;
         let mut register = |domain| {
-            let kind = kind(domain);
             memory.register::<TimerKey<K, N>, Marker, TimerIndex<K, N>>(
-                &format!("{name}/{kind}"),
-                kind,
+                &state_name(name, domain),
+                kind(domain),
             )
         };
         Ok(Self {

@@ -27,7 +27,7 @@ pub enum FaultSite {
     OnOpen,
     /// Task: its first record is processed or emitted.
     OnFirstRecord,
-    /// Task: a timer is about to fire.
+    /// Task: a timer is about to fire, or a window.
     OnTimer,
     /// Coordinator: a checkpoint has been triggered.
     WithCheckpointPending,

@@ -6,7 +6,7 @@
 //! - sessions as spans that grow and merge ([`sessions`]);
 //! - all others one by one ([`separate`]).
 //!
-//! Panes and sessions of a key are kept together in one entry of its state with one timer at a time ([`operator`]).
+//! Panes and sessions of a key are kept together in one entry of its state, which says when it is due ([`operator`]).
 //!
 //! Invariant: what a window emits is the fold of exactly the records that came before the watermark had passed its end (and the
 //! allowed lateness); such a window emits at its end, and again with each record that is late and allowed. No state outlives the
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::OperatorError;
 use crate::batch::{Record, Timestamp};
-use crate::state::StateValue;
+use crate::state::{Scheduled, StateValue};
 
 pub use assigner::{
     EventTimeSessionWindows, SlidingEventTimeWindows, TumblingEventTimeWindows, WindowAssigner,
@@ -81,15 +81,15 @@ pub trait AggregateFunction: Send + 'static {
     fn merge(&self, accumulator: &mut Self::Accumulator, other: &Self::Accumulator);
 }
 
-/// How the windows of one key are kept, in one entry of its state. Pure: the operator owns state, timers and output.
+/// How the windows of one key are kept, in one entry of its state. Pure: the operator owns state and output.
 pub(crate) trait Layout<A: AggregateFunction>: Send + 'static {
     /// Name of the state.
     const STATE: &'static str;
-    /// The windows of a key.
-    type Windows: StateValue;
+    /// The windows of a key. They are due when one of them ends, or nothing needs it any more.
+    type Windows: Scheduled;
 
     /// Adds a record, of which there is one: takes it, unless all its windows are gone. Windows that have ended already and are still kept
-    /// go to `emit` with their new result. Returns the timer that is needed from now on, where it is a new one.
+    /// go to `emit` with their new result.
     fn add(
         &mut self,
         aggregate: &A,
@@ -97,16 +97,16 @@ pub(crate) trait Layout<A: AggregateFunction>: Send + 'static {
         record: (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Option<Timestamp>;
+    );
 
-    /// Acts on a timer: emits windows that end, drops what no window needs any more. Returns the next timer, which is later.
+    /// Acts at the time that the windows are due: emits those that end, drops what no window needs any more. What is left is due later.
     fn fire(
         &self,
         aggregate: &A,
         windows: &mut Option<Self::Windows>,
         time: Timestamp,
         emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Option<Timestamp>;
+    );
 }
 
 fn without_event_time() -> OperatorError {

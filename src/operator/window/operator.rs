@@ -1,4 +1,4 @@
-//! The operator for windows that a key keeps together: one entry of state per key, read ahead, and one timer at a time.
+//! The operator for windows that a key keeps together: one entry of state per key, read ahead, which says when it is due.
 
 use perennial_actors::fault::FaultSite;
 
@@ -12,7 +12,7 @@ use crate::operator::{
     OperatorError, OperatorStateStore, OutputTag, Signal, StartContext, TIMERS_OF_ONE_CALL_MAX,
     TaskContext,
 };
-use crate::state::{TimeDomain, Timers, ValueState};
+use crate::state::ScheduledState;
 
 /// Emits the aggregate of each key's windows when the watermark passes their ends.
 pub(crate) struct WindowOperator<A: AggregateFunction, K, L: Layout<A>, S, R> {
@@ -22,11 +22,10 @@ pub(crate) struct WindowOperator<A: AggregateFunction, K, L: Layout<A>, S, R> {
     result: R,
     late: Option<OutputTag<A::In>>,
     operator: usize,
-    state: Option<ValueState<L::Windows>>,
-    timers: Option<Timers>,
+    state: Option<ScheduledState<L::Windows>>,
     watermark: Option<Timestamp>,
     ahead: ReadAhead<K>,
-    /// What one record or timer emits; scratch space.
+    /// What one record or due time emits; scratch space.
     results: Vec<(TimeWindow, A::Out)>,
 }
 
@@ -46,7 +45,6 @@ impl<A: AggregateFunction, K: Key, L: Layout<A>, S, R> WindowOperator<A, K, L, S
             late,
             operator: 0,
             state: None,
-            timers: None,
             watermark: None,
             ahead: ReadAhead::new(),
             results: Vec::new(),
@@ -75,8 +73,9 @@ where
         self.operator = operator;
         self.watermark = cx.restored[operator].watermark;
         let backend = open_backend::<K>(operator, cx)?;
-        self.state = Some(backend.value_state(L::STATE)?);
-        self.timers = Some(backend.timers(&format!("{}-timers", L::STATE))?);
+        self.state = Some(backend.scheduled_state(L::STATE)?);
+        // Earlier builds kept timers beside the windows; their savepoints would be refused.
+        backend.retire_timers(&format!("{}-timers", L::STATE));
         Ok(())
     }
 
@@ -88,7 +87,6 @@ where
     ) -> Result<(), OperatorError> {
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let state = self.state.as_ref().expect("registered in open");
-        let timers = self.timers.as_ref().expect("registered in open");
         let watermark = self.watermark.unwrap_or(Timestamp::MIN);
         self.ahead.read(input, &self.selector, backend);
         self.ahead
@@ -100,7 +98,7 @@ where
                 backend.set_current_key(key, hash);
                 let (aggregate, layout, results) =
                     (&self.aggregate, &mut self.layout, &mut self.results);
-                let timer = state.update(backend, |windows| {
+                state.update(backend, |windows| {
                     layout.add(
                         aggregate,
                         windows,
@@ -115,9 +113,6 @@ where
                         let fired = (self.result)(key, window, result);
                         out.batch.push(fired, Some(window.max_timestamp()));
                     }
-                }
-                if let Some(time) = timer {
-                    timers.register(backend, TimeDomain::EventTime, time, &())?;
                 }
                 if let (Some(tag), Some(late)) = (&self.late, record) {
                     out.sides.emit(tag, late, Some(timestamp));
@@ -141,22 +136,18 @@ where
         self.watermark = Some(watermark);
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let state = self.state.as_ref().expect("registered in open");
-        let timers = self.timers.as_ref().expect("registered in open");
         for _ in 0..TIMERS_OF_ONE_CALL_MAX {
-            let Some((time, ())) = timers.pop(backend, TimeDomain::EventTime, watermark)? else {
+            let Some(time) = state.next_due(backend, watermark)? else {
                 return Ok(SignalResult::Forward(signal));
             };
             cx.faults.hit(FaultSite::OnTimer)?;
             let (aggregate, layout, results) = (&self.aggregate, &self.layout, &mut self.results);
-            let next = state.update(backend, |windows| {
+            state.fire(backend, time, |windows| {
                 layout.fire(aggregate, windows, time, |window, result| {
                     results.push((window, result));
-                })
+                });
             })?;
-            if let Some(next) = next {
-                timers.register(backend, TimeDomain::EventTime, next, &())?;
-            }
-            let key = backend.current_key().expect("a timer has a key");
+            let key = backend.current_key().expect("what is due has a key");
             for (window, result) in self.results.drain(..) {
                 let record = (self.result)(key, window, result);
                 out.batch.push(record, Some(window.max_timestamp()));

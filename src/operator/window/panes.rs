@@ -1,8 +1,8 @@
 //! Aligned windows as panes: spans that no window begins or ends within, so that a record is added once and a window is the sum of
 //! its panes.
 //!
-//! Invariant: a key's panes are ascending and not empty, the newest apart, and `timer` is at most the earliest time at which one of
-//! their windows ends or the last window of one of them is gone. It does not look at the clock or at state: see [`Layout`].
+//! Invariant: a key's panes are ascending and not empty, the newest apart, and `timer`, when they are due, is at most the earliest time
+//! at which one of their windows ends or the last window of one of them is gone. It does not look at the clock or at state: see [`Layout`].
 
 use std::mem;
 
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::assigner::floor;
 use super::{AggregateFunction, Layout, TimeWindow};
 use crate::batch::Timestamp;
+use crate::state::{Scheduled, StateValue};
 
 /// Panes of a key that may be alive at once for windows to be kept this way. They are one entry of state: beyond it, writing and
 /// logging all of them for a change of one costs more than it saves.
@@ -48,6 +49,13 @@ pub(crate) struct PanesOfKey<Acc> {
     start: Timestamp,
     accumulator: Acc,
     older: Vec<(Timestamp, Acc)>,
+}
+
+impl<Acc: StateValue> Scheduled for PanesOfKey<Acc> {
+    #[inline]
+    fn due(&self) -> Timestamp {
+        self.timer
+    }
 }
 
 impl Panes {
@@ -167,13 +175,14 @@ impl<A: AggregateFunction> Layout<A> for Panes {
         (record, timestamp): (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Option<Timestamp> {
+    ) {
         let pane = self.pane_of(timestamp);
         if pane.gone <= watermark {
-            return None;
+            return;
         }
-        let value = record.take()?;
-        let mut timer = None;
+        let Some(value) = record.take() else {
+            return;
+        };
         match windows {
             Some(kept) if kept.start == pane.start => {
                 aggregate.add(&mut kept.accumulator, value);
@@ -181,20 +190,14 @@ impl<A: AggregateFunction> Layout<A> for Panes {
             Some(kept) => {
                 let is_new = add_elsewhere(aggregate, kept, pane.start, value);
                 if is_new {
-                    let next = self.next(pane.start, watermark);
-                    if next < kept.timer {
-                        kept.timer = next;
-                        timer = Some(next);
-                    }
+                    kept.timer = kept.timer.min(self.next(pane.start, watermark));
                 }
             }
             None => {
                 let mut accumulator = aggregate.create_accumulator();
                 aggregate.add(&mut accumulator, value);
-                let next = self.next(pane.start, watermark);
-                timer = Some(next);
                 *windows = Some(PanesOfKey {
-                    timer: next,
+                    timer: self.next(pane.start, watermark),
                     start: pane.start,
                     accumulator,
                     older: Vec::new(),
@@ -221,7 +224,6 @@ impl<A: AggregateFunction> Layout<A> for Panes {
                 end = next;
             }
         }
-        timer
     }
 
     fn fire(
@@ -230,9 +232,10 @@ impl<A: AggregateFunction> Layout<A> for Panes {
         windows: &mut Option<Self::Windows>,
         time: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Option<Timestamp> {
-        // Another time has taken this one's place.
-        let kept = windows.as_mut().filter(|kept| kept.timer == time)?;
+    ) {
+        let Some(kept) = windows else {
+            return;
+        };
         let end = time.saturating_add(1);
         if self.end_from(end) == end {
             let window = self.window_ending(end);
@@ -246,15 +249,10 @@ impl<A: AggregateFunction> Layout<A> for Panes {
         kept.older.drain(..gone);
         if self.gone(kept.start) <= time {
             *windows = None;
-            return None;
+            return;
         }
-        let older = kept.older.iter().map(|(start, _)| *start);
-        let next = older
-            .chain(std::iter::once(kept.start))
-            .map(|start| self.next(start, time))
-            .min()?;
-        kept.timer = next;
-        Some(next)
+        let older = kept.older.iter().map(|(start, _)| self.next(*start, time));
+        kept.timer = older.fold(self.next(kept.start, time), Timestamp::min);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Sessions: windows that grow with the records in them and merge when they meet.
 //!
-//! Invariant: a key's sessions are ascending, the newest apart, and neither overlap nor touch; `timer` is at most the earliest time at
-//! which one of them ends or is gone. A session that grows leaves the timer where it is: when it comes, it is set anew, so that a
-//! record costs no timer.
+//! Invariant: a key's sessions are ascending, the newest apart, and neither overlap nor touch; `timer`, when they are due, is at most the
+//! earliest time at which one of them ends or is gone. A session that grows leaves it where it is: when it comes, it is set anew, so
+//! that a record changes no due time.
 
 use std::mem;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AggregateFunction, Layout, TimeWindow};
 use crate::batch::Timestamp;
+use crate::state::{Scheduled, StateValue};
 
 /// Sessions by a gap.
 #[derive(Debug, Clone)]
@@ -34,6 +35,13 @@ pub(crate) struct SessionsOfKey<Acc> {
     timer: Timestamp,
     newest: Session<Acc>,
     older: Vec<Session<Acc>>,
+}
+
+impl<Acc: StateValue> Scheduled for SessionsOfKey<Acc> {
+    #[inline]
+    fn due(&self) -> Timestamp {
+        self.timer
+    }
 }
 
 impl<Acc> Session<Acc> {
@@ -117,7 +125,10 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         (record, timestamp): (&mut Option<A::In>, Timestamp),
         watermark: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Option<Timestamp> {
+    ) {
+        let Some(value) = record.take() else {
+            return;
+        };
         let own = TimeWindow {
             start: timestamp,
             end: timestamp.saturating_add(self.gap),
@@ -139,61 +150,50 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         {
             let session = &mut kept.newest;
             session.end = session.end.max(own.end);
-            aggregate.add(&mut session.accumulator, record.take()?);
-            if !self.may_be_kept_after_its_end() {
-                return None;
+            aggregate.add(&mut session.accumulator, value);
+            if self.may_be_kept_after_its_end() {
+                session.settle(aggregate, watermark, &mut emit);
+                kept.timer = kept.timer.min(session.due(self.lateness));
             }
-            session.settle(aggregate, watermark, &mut emit);
-            let due = session.due(self.lateness);
-            return kept.wants(due);
+            return;
         }
-        let value = record.take()?;
         let Some(mut kept) = windows.take() else {
             if self.is_gone(own, watermark) {
                 *record = Some(value);
-                return None;
+                return;
             }
             let mut newest = begin(value);
             newest.settle(aggregate, watermark, &mut emit);
-            let timer = newest.due(self.lateness);
             *windows = Some(SessionsOfKey {
-                timer,
+                timer: newest.due(self.lateness),
                 newest,
                 older: Vec::new(),
             });
-            return Some(timer);
+            return;
         };
         let mut all = mem::take(&mut kept.older);
         all.push(kept.newest);
-        let due = match Self::merge(aggregate, &mut all, own) {
+        match Self::merge(aggregate, &mut all, own) {
             Some(at) => {
                 let session = &mut all[at];
                 aggregate.add(&mut session.accumulator, value);
                 session.settle(aggregate, watermark, &mut emit);
-                Some(session.due(self.lateness))
+                kept.timer = kept.timer.min(session.due(self.lateness));
             }
-            None if self.is_gone(own, watermark) => {
-                *record = Some(value);
-                None
-            }
+            None if self.is_gone(own, watermark) => *record = Some(value),
             None => {
                 let mut session = begin(value);
                 session.settle(aggregate, watermark, &mut emit);
-                let due = session.due(self.lateness);
+                kept.timer = kept.timer.min(session.due(self.lateness));
                 let at = all.partition_point(|other| other.start < own.start);
                 all.insert(at, session);
-                Some(due)
             }
-        };
-        let newest = all.pop().expect("one was pushed");
-        let mut kept = SessionsOfKey {
+        }
+        *windows = Some(SessionsOfKey {
             timer: kept.timer,
-            newest,
+            newest: all.pop().expect("one was pushed"),
             older: all,
-        };
-        let timer = due.and_then(|due| kept.wants(due));
-        *windows = Some(kept);
-        timer
+        });
     }
 
     fn fire(
@@ -202,9 +202,10 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         windows: &mut Option<Self::Windows>,
         time: Timestamp,
         mut emit: impl FnMut(TimeWindow, A::Out),
-    ) -> Option<Timestamp> {
-        // Another time has taken this one's place.
-        let kept = windows.as_mut().filter(|kept| kept.timer == time)?;
+    ) {
+        let Some(kept) = windows else {
+            return;
+        };
         for session in kept.older.iter_mut().chain([&mut kept.newest]) {
             if !session.is_emitted {
                 session.settle(aggregate, time, &mut emit);
@@ -215,27 +216,15 @@ impl<A: AggregateFunction> Layout<A> for Sessions {
         if self.is_gone(kept.newest.window(), time) {
             // The newest ends last.
             *windows = None;
-            return None;
+            return;
         }
-        let all = kept.older.iter().chain([&kept.newest]);
-        let next = all.map(|session| session.due(self.lateness)).min()?;
-        kept.timer = next;
-        Some(next)
+        let older = kept.older.iter().map(|session| session.due(self.lateness));
+        kept.timer = older.fold(kept.newest.due(self.lateness), Timestamp::min);
     }
 }
 
 impl Sessions {
     fn may_be_kept_after_its_end(&self) -> bool {
         self.lateness > 0
-    }
-}
-
-impl<Acc> SessionsOfKey<Acc> {
-    /// The timer to set when something is due then.
-    fn wants(&mut self, due: Timestamp) -> Option<Timestamp> {
-        (due < self.timer).then(|| {
-            self.timer = due;
-            due
-        })
     }
 }

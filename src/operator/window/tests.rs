@@ -21,7 +21,7 @@ use crate::operator::{
     RestoredOperator, SideOutput, SideOutputs, Signal, StartContext, TaskContext, TaskFaults,
     TaskInfo,
 };
-use crate::state::{CaptureProgress, CaptureRequest, CapturedState};
+use crate::state::{CaptureProgress, CaptureRequest, CapturedState, KeyedBackend, TimeDomain};
 
 const MAX_PARALLELISM: u32 = 8;
 
@@ -531,24 +531,27 @@ fn a_record_touches_one_pane_however_many_windows_it_is_in() {
         let time = i64::from(id) * 100;
         let emit = |window, members| fired.push((window, members));
         let mut record = Some((1, id));
-        let timer = panes.add(
+        panes.add(
             &Members,
             &mut windows,
             (&mut record, time),
             Timestamp::MIN,
             emit,
         );
-        let once = (id == 0).then_some(4_999);
-        assert_eq!((timer, record), (once, None), "one timer for all windows");
+        let due = windows.as_ref().map(Scheduled::due);
+        assert_eq!(
+            (due, record),
+            (Some(4_999), None),
+            "one time for all windows"
+        );
     }
     let bytes = rmp_serde::to_vec_named(&windows).unwrap();
     let text = serde_json::to_value(&windows).unwrap();
     assert_eq!(text["older"].as_array().unwrap().len(), 0, "{text}");
     assert_eq!(text["accumulator"].as_array().unwrap().len(), 10, "{text}");
     assert!(bytes.len() < 100, "{} bytes", bytes.len());
-    let mut timer = Some(4_999);
-    while let Some(time) = timer {
-        timer = panes.fire(&Members, &mut windows, time, |window, members| {
+    while let Some(time) = windows.as_ref().map(Scheduled::due) {
+        panes.fire(&Members, &mut windows, time, |window, members| {
             fired.push((window, members));
         });
     }
@@ -593,4 +596,43 @@ fn windows_of_too_many_panes_are_kept_separately() {
     assert!(Panes::new(1000, 1, 0, 0).is_some());
     assert!(Panes::new(panes::PANES_OF_A_KEY_MAX, 1, 0, 0).is_none());
     assert!(Panes::new(10, 10, 0, i64::MAX).is_none());
+}
+
+/// Timers that earlier builds stored beside the windows are not needed and not in the way.
+#[test]
+fn state_with_timers_of_earlier_builds_is_restored() {
+    let aligned = Kind::Sliding {
+        size: 10,
+        slide: 10,
+        offset: 0,
+    };
+    for (kind, name) in [
+        (aligned, "window-panes-timers"),
+        (Kind::Session { gap: 10 }, "window-sessions-timers"),
+    ] {
+        let open = |from: &Snapshot| {
+            let operator = kind.operator(Kept::Together, 0);
+            Subtask::open(operator, &info(0, 1), from)
+        };
+        let mut before = open(&Snapshot::default());
+        assert_eq!(before.record((1, 7), 100), (Vec::new(), false));
+        let state = before.keyed[0].as_mut().unwrap().as_any_mut();
+        let backend = state.downcast_mut::<KeyedBackend<u64>>().unwrap();
+        let timers = backend.timers::<()>(name).unwrap();
+        backend.set_current_key(&1, KeyHash::of(&1_u64));
+        timers
+            .register(backend, TimeDomain::EventTime, 109, &())
+            .unwrap();
+        let snapshot = Snapshot {
+            watermark: Some(0),
+            states: vec![before.capture()],
+        };
+        let mut after = open(&snapshot);
+        assert_eq!(after.entries(), 1, "{kind:?}");
+        let window = TimeWindow {
+            start: 100,
+            end: 110,
+        };
+        assert_eq!(after.watermark(109), [(1, window, vec![7])], "{kind:?}");
+    }
 }

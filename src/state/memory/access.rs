@@ -38,7 +38,7 @@ impl<K: Key> MemoryBackend<K> {
         N: Namespace,
         M: MapKey,
         C: Cell,
-        I: Index<Composite<K, N, M>>,
+        I: Index<Composite<K, N, M>, C::Content>,
     {
         let hash = self.hash_in(id, namespace, extra)?;
         let at = self.access::<TableOf<K, N, M, C, I>>(id)?;
@@ -60,7 +60,7 @@ impl<K: Key> MemoryBackend<K> {
         N: Namespace,
         M: MapKey,
         C: Cell,
-        I: Index<Composite<K, N, M>>,
+        I: Index<Composite<K, N, M>, C::Content>,
     {
         let hash = self.hash_in(id, namespace, extra)?;
         let at = self.access::<TableOf<K, N, M, C, I>>(id)?;
@@ -89,7 +89,7 @@ impl<K: Key> MemoryBackend<K> {
         N: Namespace,
         M: MapKey,
         C: Cell,
-        I: Index<Composite<K, N, M>>,
+        I: Index<Composite<K, N, M>, C::Content>,
     {
         let hash = self.hash_in(id, namespace, extra)?;
         let at = self.access::<TableOf<K, N, M, C, I>>(id)?;
@@ -155,6 +155,20 @@ impl<K: Key> MemoryBackend<K> {
         self.states
             .get(id.index)
             .and_then(|s| (s.table.as_ref() as &dyn Any).downcast_ref::<T>())
+            .ok_or_else(void_handle)
+    }
+
+    /// The same, to change it: its index only, for entries have a key.
+    pub(in crate::state) fn table_mut<T: 'static>(
+        &mut self,
+        id: StateId,
+    ) -> Result<&mut T, StateError> {
+        if id.attempt != self.attempt {
+            return Err(void_handle());
+        }
+        self.states
+            .get_mut(id.index)
+            .and_then(|s| (s.table.as_mut() as &mut dyn Any).downcast_mut::<T>())
             .ok_or_else(void_handle)
     }
 

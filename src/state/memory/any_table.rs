@@ -47,7 +47,7 @@ pub(super) trait AnyTable: Any + Send {
 /// Entries of a state from which on reading ahead pays: about what the processor's second cache holds.
 const READ_AHEAD_FROM: u64 = 1 << 14;
 
-impl<Q: EntryKey, C: Cell, I: Index<Q>> AnyTable for LoggedTable<Q, C, I> {
+impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> AnyTable for LoggedTable<Q, C, I> {
     fn wants_read_ahead(&self) -> bool {
         Q::IS_KEY_ALONE && self.live >= READ_AHEAD_FROM
     }

@@ -57,6 +57,8 @@ pub struct MemoryBackend<K: Key> {
     /// What is below the number is being forgotten; next state and shard.
     forgetting: Option<(u64, usize, usize)>,
     waiting: Waiting,
+    /// States of earlier versions that are dropped when they are loaded.
+    retired: Vec<String>,
 }
 
 impl<K: Key> MemoryBackend<K> {
@@ -77,6 +79,7 @@ impl<K: Key> MemoryBackend<K> {
             declined: VecDeque::new(),
             forgetting: None,
             waiting: Waiting::default(),
+            retired: Vec::new(),
         }
     }
 
@@ -140,6 +143,7 @@ impl<K: Key> MemoryBackend<K> {
         self.event_timers.clear();
         self.processing_timers.clear();
         self.declined.clear();
+        self.retired.clear();
         for state in &mut self.states {
             state.is_registered = false;
         }

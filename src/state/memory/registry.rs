@@ -16,7 +16,7 @@ use crate::state::table::{EntryKey, Index, LoggedTable};
 use crate::state::{StateError, TimeDomain, encoding, timers};
 
 impl<K: Key> MemoryBackend<K> {
-    pub(in crate::state) fn register<Q: EntryKey, C: Cell, I: Index<Q>>(
+    pub(in crate::state) fn register<Q: EntryKey, C: Cell, I: Index<Q, C::Content>>(
         &mut self,
         name: &str,
         kind: &'static str,
@@ -52,7 +52,7 @@ impl<K: Key> MemoryBackend<K> {
             name: name.to_owned(),
             kind: kind.to_owned(),
             serializer: encoding::SERIALIZER.to_owned(),
-            version: encoding::VERSION,
+            version: I::VERSION,
             type_name: C::type_name().to_owned(),
             key_type: std::any::type_name::<K>().to_owned(),
         };
@@ -76,6 +76,11 @@ impl<K: Key> MemoryBackend<K> {
         });
         self.note_timers(index, kind);
         Ok(StateId { index, attempt })
+    }
+
+    /// Drops what is loaded of a state, instead of missing who registers it.
+    pub(in crate::state) fn retire(&mut self, name: String) {
+        self.retired.push(name);
     }
 
     fn note_timers(&mut self, index: usize, kind: &str) {
@@ -155,7 +160,10 @@ impl<K: Key> MemoryBackend<K> {
                 "loading ends before the first barrier, not after it".to_owned(),
             ));
         }
-        let left = self.waiting.names_left();
+        let loaded = self.waiting.names_left();
+        let is_whole = loaded.is_empty();
+        let is_retired = |name: &String| self.retired.contains(name);
+        let left: Vec<String> = loaded.into_iter().filter(|n| !is_retired(n)).collect();
         if let Some(name) = left.first()
             && !allow_non_restored_state
         {
@@ -168,7 +176,6 @@ impl<K: Key> MemoryBackend<K> {
                 ),
             });
         }
-        let is_whole = left.is_empty();
         self.waiting = Waiting::default();
         // The chain below still holds what was dropped: the next capture must be full.
         self.intervals.settle_on(checkpoint, is_whole);

@@ -1,8 +1,10 @@
-//! Tests of the whole room: `model` against a copy of everything, `rules` for what the model does not reach, `formats` for bytes.
+//! Tests of the whole room: `model` against a copy of everything, `rules` for what the model does not reach,
+//! `scheduled` for both of what is due, `formats` for bytes.
 
 mod formats;
 mod model;
 mod rules;
+mod scheduled;
 
 use std::time::Duration;
 

@@ -5,22 +5,24 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::scheduled::Appointment;
 use super::*;
 
-const MAX_PARALLELISM: u32 = 4;
+pub(super) const MAX_PARALLELISM: u32 = 4;
 
 /// (state, key, namespace, map key or time)
-type Id = (String, String, u8, i64);
+pub(super) type Id = (String, String, u8, i64);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     Value(u64),
+    Scheduled(Appointment),
     List(Vec<u32>),
     Map(String),
     Timer,
 }
 
-type Contents = BTreeMap<Id, Content>;
+pub(super) type Contents = BTreeMap<Id, Content>;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -36,6 +38,9 @@ enum Op {
     TimerSet(bool, u8, u8, i8),
     TimerDelete(bool, u8, u8, i8),
     TimerPop(bool, i8),
+    Schedule(u8, Option<i8>),
+    /// What is due until then, and how much later it is due again.
+    Fire(i8, Option<u8>),
     Barrier(SnapshotKind, Base),
     Slice(u8, u8),
     Finish,
@@ -67,8 +72,11 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => k.clone().prop_map(Op::MapClear),
         5 => (any::<bool>(), k.clone(), n.clone(), -3..4_i8)
             .prop_map(|(d, k, n, t)| Op::TimerSet(d, k, n, t)),
-        2 => (any::<bool>(), k, n, -3..4_i8).prop_map(|(d, k, n, t)| Op::TimerDelete(d, k, n, t)),
+        2 => (any::<bool>(), k.clone(), n, -3..4_i8)
+            .prop_map(|(d, k, n, t)| Op::TimerDelete(d, k, n, t)),
         3 => (any::<bool>(), -3..4_i8).prop_map(|(d, t)| Op::TimerPop(d, t)),
+        6 => (k, proptest::option::weighted(0.7, -3..4_i8)).prop_map(|(k, t)| Op::Schedule(k, t)),
+        4 => (-3..4_i8, proptest::option::of(1..4_u8)).prop_map(|(t, by)| Op::Fire(t, by)),
         6 => (kind(), base()).prop_map(|(kind, base)| Op::Barrier(kind, base)),
         12 => (any::<u8>(), 1..6_u8).prop_map(|(b, n)| Op::Slice(b, n)),
         3 => Just(Op::Finish),
@@ -93,18 +101,19 @@ fn base() -> impl Strategy<Value = Base> {
     ]
 }
 
-struct Handles {
+pub(super) struct Handles {
     value: ValueState<u64, u8>,
     list: ListState<u32, u8>,
     map: MapState<i64, String, u8>,
     timers: Timers<u8>,
+    pub(super) scheduled: ScheduledState<Appointment>,
 }
 
 /// One subtask.
-struct Subtask {
-    backend: KeyedBackend<String>,
-    handles: Handles,
-    range: KeyGroupRange,
+pub(super) struct Subtask {
+    pub(super) backend: KeyedBackend<String>,
+    pub(super) handles: Handles,
+    pub(super) range: KeyGroupRange,
 }
 
 /// One key group of one object, with the states that it was written under.
@@ -122,10 +131,10 @@ struct Snapshot {
     is_aborted: bool,
 }
 
-struct World {
+pub(super) struct World {
     limits: StateLimits,
-    subtasks: Vec<Subtask>,
-    now: Contents,
+    pub(super) subtasks: Vec<Subtask>,
+    pub(super) now: Contents,
     snapshots: BTreeMap<u64, Snapshot>,
     confirmed: Vec<u64>,
     next_id: u64,
@@ -139,10 +148,11 @@ fn register(backend: &mut KeyedBackend<String>) -> Handles {
         list: backend.list_state("list").unwrap(),
         map: backend.map_state("map").unwrap(),
         timers: backend.timers("timers").unwrap(),
+        scheduled: backend.scheduled_state("scheduled").unwrap(),
     }
 }
 
-fn key_of(k: u8) -> String {
+pub(super) fn key_of(k: u8) -> String {
     format!("key-{k}")
 }
 
@@ -200,7 +210,7 @@ impl World {
     }
 
     /// The subtask that owns a key, with the key current.
-    fn on(&mut self, k: u8) -> &mut Subtask {
+    pub(super) fn on(&mut self, k: u8) -> &mut Subtask {
         let key = key_of(k);
         let hash = KeyHash::of(&key);
         let group = hash.key_group(MAX_PARALLELISM);
@@ -301,6 +311,8 @@ impl World {
                 self.now.remove(&(timer_state(d), key_of(k), n, t));
             }
             Op::TimerPop(d, up_to) => self.pop(d, i64::from(up_to)),
+            Op::Schedule(k, due) => self.schedule(k, due.map(i64::from)),
+            Op::Fire(up_to, again) => self.fire(i64::from(up_to), again.map(i64::from)),
             Op::Barrier(kind, base) => self.barrier(kind, base),
             Op::Slice(which, slices) => {
                 let i = usize::from(which) % self.subtasks.len();
@@ -616,6 +628,10 @@ impl World {
                     seen.insert(("list".into(), key_of(k), n, 0), Content::List(list));
                 }
             }
+            if let Some(appointment) = s.scheduled() {
+                let id = ("scheduled".into(), key_of(k), 0, 0);
+                seen.insert(id, Content::Scheduled(appointment));
+            }
             let entries = s.handles.map.entries_in(&mut s.backend, &0).unwrap();
             assert!(entries.is_sorted());
             for (m, v) in entries {
@@ -644,7 +660,10 @@ fn fold(copy: &mut Contents, states: &[StateMeta], group: KeyGroup, bytes: &[u8]
         let meta = states.iter().find(|m| m.index == entry.state).unwrap();
         let key: String = postcard::from_bytes(&entry.key_bytes).unwrap();
         assert_eq!(KeyHash::of(&key).key_group(MAX_PARALLELISM), group);
-        let namespace: u8 = postcard::from_bytes(&entry.namespace_bytes).unwrap();
+        let namespace: u8 = match entry.namespace_bytes.as_slice() {
+            [] => 0,
+            bytes => postcard::from_bytes(bytes).unwrap(),
+        };
         let extra: i64 = match entry.map_key_bytes.as_slice() {
             [] => 0,
             bytes => postcard::from_bytes(bytes).unwrap(),
@@ -657,6 +676,9 @@ fn fold(copy: &mut Contents, states: &[StateMeta], group: KeyGroup, bytes: &[u8]
             }
             Some(value) => {
                 let content = match meta.kind.as_str() {
+                    "value" if meta.name == "scheduled" => {
+                        Content::Scheduled(rmp_serde::from_slice(&value).unwrap())
+                    }
                     "value" => Content::Value(rmp_serde::from_slice(&value).unwrap()),
                     "list" => Content::List(rmp_serde::from_slice(&value).unwrap()),
                     "map" => Content::Map(rmp_serde::from_slice(&value).unwrap()),
@@ -685,7 +707,11 @@ fn run(ops: Vec<Op>, parallelism: u32, limits: StateLimits) {
     // Whatever was left open ends well, and a last full copy is right, timers included.
     world.barrier(SnapshotKind::Savepoint, Base::None);
     world.finish();
-    for op in [Op::TimerPop(true, 9), Op::TimerPop(false, 9)] {
+    for op in [
+        Op::TimerPop(true, 9),
+        Op::TimerPop(false, 9),
+        Op::Fire(9, None),
+    ] {
         for _ in 0..30 {
             world.apply(op.clone());
         }
