@@ -3,6 +3,7 @@
 //! A pass has one collector of Flink. The workloads of a group take turns, run by run, and are measured together or not at all.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub scale: f64,
     /// Who.
     pub peers: Vec<PeerName>,
+    /// For how long groups may begin, once all is set up; those that come later are left out.
+    pub begin_within: Option<Duration>,
     /// The program that plays Perennial's roles.
     pub binary: PathBuf,
     /// Where generated input is kept.
@@ -67,6 +70,11 @@ pub type Group<'a> = (Collector, Vec<&'a Workload>);
 impl Plan {
     pub(crate) fn has(&self, peer: PeerName) -> bool {
         self.peers.contains(&peer)
+    }
+
+    /// Whether a group may begin after so long.
+    pub(crate) fn has_time(&self, elapsed: Duration) -> bool {
+        self.begin_within.is_none_or(|within| elapsed < within)
     }
 
     /// The workloads that were asked for.
@@ -200,6 +208,7 @@ mod tests {
             runs: None,
             scale: 1.0,
             peers: vec![PeerName::Perennial, PeerName::Flink, PeerName::Bare],
+            begin_within: None,
             binary: PathBuf::new(),
             inputs: PathBuf::new(),
             cache: PathBuf::new(),
@@ -292,7 +301,8 @@ mod tests {
             second,
             [
                 "flink-g1: keyed-count-1e6 keyed-count-1e6-cp1s",
-                "flink-g1: shuffle"
+                "flink-g1: shuffle",
+                "flink-g1: shuffle-latency"
             ]
         );
     }
@@ -391,7 +401,7 @@ mod tests {
             ),
         ];
         for (what, change, expected) in cases {
-            let mut plan = plan(Profile::Full, &["latency", "kill-jobmanager", "idle"]);
+            let mut plan = plan(Profile::Full, &["latency", "kill-jobmanager-1e6", "idle"]);
             let mut known = all(&plan, &plan.workloads());
             assert_eq!(known.outcomes.len(), 6);
             change(&mut plan, &mut known);

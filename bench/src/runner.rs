@@ -1,8 +1,10 @@
 //! Measures what the plan says: peers and the workloads of a group take turns, so that what disturbs the machine disturbs all of them.
 //!
-//! A run that fails is told and kept, and the rest goes on.
+//! A run that fails is told and kept, and the rest goes on. So are workloads that the time was not enough for.
 
 use std::collections::BTreeMap;
+
+use perennial_actors::clock::Instant;
 
 use crate::command::progress::Progress;
 use crate::figures::Measurement;
@@ -44,7 +46,13 @@ pub fn run(
     let total: usize = pending.iter().map(|(_pass, group)| group.len()).sum();
     let mut peers: Option<(Collector, Peers)> = None;
     let mut first = 1;
+    let began = Instant::now();
+    let mut left_out = Vec::new();
     for (pass, group) in pending {
+        if !plan.has_time(began.elapsed()) {
+            left_out.extend(group.iter().map(|workload| workload.name.as_str()));
+            continue;
+        }
         // Nodes of one pass must be gone before those of the next come.
         peers = peers.filter(|(of, _)| *of == pass);
         let (_, peers) = peers.get_or_insert_with(|| {
@@ -79,6 +87,15 @@ pub fn run(
             results.put(member.outcome);
         }
         keep(&results)?;
+    }
+    if !left_out.is_empty() {
+        // Those of all passes.
+        left_out.sort_unstable();
+        left_out.dedup();
+        let names = left_out.join(", ");
+        let text = format!("time is over; not measured: {names}: --resume goes on with them");
+        progress.say(&text);
+        results.notes.push(text);
     }
     // Also when there was nothing to do: what is left of the files may be of an earlier call.
     keep(&results)?;
@@ -248,4 +265,41 @@ fn scratch() -> anyhow::Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new()
         .prefix("perennial-bench-")
         .tempdir()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::workload::Profile;
+
+    /// It is said which they are.
+    #[test]
+    fn what_comes_too_late_is_named_and_left_out() {
+        for (begin_within, measured, noted) in [
+            (None, 2, 0),
+            (Some(Duration::from_hours(1)), 2, 0),
+            (Some(Duration::ZERO), 0, 1),
+        ] {
+            let plan = Plan {
+                profile: Profile::Quick,
+                only: vec!["keyed-count-1e3".into()],
+                runs: Some(1),
+                scale: 0.001,
+                peers: vec![PeerName::Bare],
+                begin_within,
+                binary: PathBuf::new(),
+                inputs: PathBuf::new(),
+                cache: PathBuf::new(),
+            };
+            let results = Results::new(plan.profile, plan.scale);
+            let results = run(&plan, results, &Progress::new(), |_| Ok(())).unwrap();
+            assert_eq!(results.outcomes.len(), measured);
+            assert_eq!(results.notes.len(), noted, "{:?}", results.notes);
+            let mut notes = results.notes.iter();
+            assert!(notes.all(|note| note.contains("keyed-count-1e3-cp1s")));
+        }
+    }
 }

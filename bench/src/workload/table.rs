@@ -314,6 +314,13 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         Kind::Throughput(throughput),
     );
     table.push(shuffle.events(million(20, 60)).runs(runs(2, 5)));
+    if is_full {
+        let kind = Kind::Latency {
+            buffer_timeout: None,
+        };
+        let about = "keyed-count at half load between two processes, default buffer timeout";
+        table.push(Workload::new("shuffle-latency", about, APART, kind));
+    }
     recoveries(is_full, &mut table);
     for (name, about, nodes) in [
         (
@@ -393,6 +400,8 @@ const ROCKSDB: &[(&str, &str)] = &[
 fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
     /// At most, of a fault.
     const RIVAL_RUNS: usize = 5;
+    /// Of those with many keys, which take Flink minutes.
+    const LONG_RIVAL_RUNS: usize = 2;
     let tuned = with_spare(Heartbeats::Tuned);
     if is_full {
         // What restores fastest in Flink, and is slowest otherwise.
@@ -431,7 +440,7 @@ fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
             &tuned,
             Fault::KillTaskManager,
             10_000_000,
-            [0, 2],
+            [0, 5],
         ),
         (
             "panic-1e7",
@@ -439,7 +448,7 @@ fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
             &tuned,
             Fault::Panic,
             10_000_000,
-            [0, 2],
+            [0, 5],
         ),
         (
             "kill-jobmanager-1e6",
@@ -455,7 +464,23 @@ fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
             &with_spare(Heartbeats::Default),
             Fault::HangTaskManager,
             1_000_000,
-            [0, 3],
+            [0, 5],
+        ),
+        (
+            "kill-jobmanager-1e7",
+            "kill -9 of the JobManager, started again, to the first record",
+            &tuned,
+            Fault::KillJobManager,
+            10_000_000,
+            [0, 5],
+        ),
+        (
+            "hang-1e7",
+            "SIGSTOP of a TaskManager to the first record, default heartbeats",
+            &with_spare(Heartbeats::Default),
+            Fault::HangTaskManager,
+            10_000_000,
+            [0, 5],
         ),
     ] {
         let runs = runs[usize::from(is_full)];
@@ -463,7 +488,11 @@ fn recoveries(is_full: bool, table: &mut Vec<Workload>) {
             let workload = Workload::new(name, about, shape.clone(), Kind::Recovery(fault));
             let workload = workload.keys(keys).runs(runs);
             // The worst of ours has a bar, and a run of ours takes no time.
-            table.push(workload.rival_runs(runs.min(RIVAL_RUNS)));
+            let most = match keys {
+                10_000_000.. => LONG_RIVAL_RUNS,
+                _ => RIVAL_RUNS,
+            };
+            table.push(workload.rival_runs(runs.min(most)));
         }
     }
 }
