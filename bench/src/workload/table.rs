@@ -237,26 +237,25 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         Kind::Throughput(throughput),
     );
     table.push(passthrough.events(million(50, 300)).runs(runs(3, 5)));
-    table.push(windows(10, 10).events(million(10, 50)).runs(runs(3, 5)));
+    table.push(windows(10, 10).events(million(10, 50)).runs(runs(2, 5)));
     table.push(windows(60, 5).events(million(3, 15)).runs(runs(2, 5)));
     table.extend(nexmark::workloads(profile, million(2, 10), runs(1, 5)));
-    for (name, about, buffer_timeout) in [
-        (
-            "latency",
-            "keyed-count at half load, default buffer timeout",
-            None,
-        ),
-        (
+    let latency = |name, about, buffer_timeout| {
+        let kind = Kind::Latency { buffer_timeout };
+        let workload = Workload::new(name, about, TOGETHER, kind);
+        workload.runs(runs(1, 5)).in_turns("latency")
+    };
+    table.push(latency(
+        "latency",
+        "keyed-count at half load, default buffer timeout",
+        None,
+    ));
+    if is_full {
+        table.push(latency(
             "latency-buffer-0",
             "keyed-count at half load, buffer timeout 0",
             Some("0"),
-        ),
-    ] {
-        let kind = Kind::Latency { buffer_timeout };
-        let workload = Workload::new(name, about, TOGETHER, kind);
-        table.push(workload.runs(runs(1, 5)).in_turns("latency"));
-    }
-    if is_full {
+        ));
         for (name, keys, interval, rate, turns) in [
             (
                 "checkpoint-1e6",
@@ -293,6 +292,30 @@ pub fn table(profile: Profile) -> Vec<Workload> {
             );
         }
     }
+    recoveries(is_full, &mut table);
+    for (name, about, nodes) in [
+        (
+            "start",
+            "from nothing to the first record; Perennial in one process, Flink in two",
+            Nodes::Fewest,
+        ),
+        (
+            "start-processes",
+            "from nothing to the first record, JobManager and TaskManager as processes",
+            Nodes::Processes,
+        ),
+    ] {
+        let kind = Kind::Start(nodes);
+        let workload = Workload::new(name, about, SMALLEST, kind).runs(runs(1, 5));
+        table.push(workload.rival_runs(runs(1, 3)));
+    }
+    let about = "a JobManager and a TaskManager with nothing to do";
+    table.push(
+        Workload::new("idle", about, SMALLEST, Kind::Idle)
+            .runs(runs(1, 5))
+            .rival_runs(runs(1, 2)),
+    );
+    // Last, should time be over before the end: the others are what people come for.
     let about = "JSON lines through a filter into files, exactly once, a checkpoint every second";
     let files = Workload::new("file-to-file", about, TOGETHER, Kind::Files);
     // About 49 bytes a line: 100 MB, or 1 GB.
@@ -321,29 +344,6 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         let about = "keyed-count at half load between two processes, default buffer timeout";
         table.push(Workload::new("shuffle-latency", about, APART, kind));
     }
-    recoveries(is_full, &mut table);
-    for (name, about, nodes) in [
-        (
-            "start",
-            "from nothing to the first record; Perennial in one process, Flink in two",
-            Nodes::Fewest,
-        ),
-        (
-            "start-processes",
-            "from nothing to the first record, JobManager and TaskManager as processes",
-            Nodes::Processes,
-        ),
-    ] {
-        let kind = Kind::Start(nodes);
-        let workload = Workload::new(name, about, SMALLEST, kind).runs(runs(1, 5));
-        table.push(workload.rival_runs(runs(1, 3)));
-    }
-    let about = "a JobManager and a TaskManager with nothing to do";
-    table.push(
-        Workload::new("idle", about, SMALLEST, Kind::Idle)
-            .runs(runs(1, 5))
-            .rival_runs(runs(1, 2)),
-    );
     table
 }
 
@@ -376,7 +376,7 @@ fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
             table.push(keyed_count(Some("100ms")).alone());
         }
         if keys == 1_000_000 {
-            let events = if is_full { 150 } else { 60 } * 1_000_000;
+            let events = if is_full { 150 } else { 40 } * 1_000_000;
             // A cost of some per cent, of rates that waver by tens of them on a shared machine.
             let pairs = if is_full { 9 } else { runs };
             let ours = |workload: Workload| workload.events(events).runs(pairs).in_turns(turns);
