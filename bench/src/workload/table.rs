@@ -238,7 +238,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     );
     table.push(passthrough.events(million(50, 300)).runs(runs(3, 5)));
     table.push(windows(10, 10).events(million(10, 50)).runs(runs(2, 5)));
-    table.push(windows(60, 5).events(million(3, 15)).runs(runs(2, 5)));
+    table.push(windows(60, 5).events(million(1, 15)).runs(runs(2, 5)));
     table.extend(nexmark::workloads(profile, million(2, 10), runs(1, 5)));
     let latency = |name, about, buffer_timeout| {
         let kind = Kind::Latency { buffer_timeout };
@@ -351,7 +351,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
 fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
     for (keys, [quick, full], quick_runs, turns) in [
         (1_000, [12, 50], 2, "keyed-count-1e3"),
-        (1_000_000, [6, 20], 3, "keyed-count-1e6"),
+        (1_000_000, [6, 20], 2, "keyed-count-1e6"),
         (10_000_000, [0, 20], 0, "keyed-count-1e7"),
     ] {
         let events = if is_full { full } else { quick } * 1_000_000;
@@ -366,8 +366,8 @@ fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
             // A run takes Flink a minute or more: it writes all keys each time. No bar stands on it.
             checkpoints.rival_runs(2)
         } else if keys == 1_000_000 && !is_full {
-            // No bar stands on it there.
-            checkpoints.rival_runs(1)
+            // No bar stands on it, and Flink writes all keys each time.
+            checkpoints.alone()
         } else {
             checkpoints
         });
@@ -378,7 +378,7 @@ fn keyed_counts(is_full: bool, table: &mut Vec<Workload>) {
         if keys == 1_000_000 {
             let events = if is_full { 150 } else { 40 } * 1_000_000;
             // A cost of some per cent, of rates that waver by tens of them on a shared machine.
-            let pairs = if is_full { 9 } else { runs };
+            let pairs = if is_full { 9 } else { 3 };
             let ours = |workload: Workload| workload.events(events).runs(pairs).in_turns(turns);
             table.extend([None, Some("1s")].map(|cp| ours(keyed_count_for_long(cp))));
             if is_full {
