@@ -168,7 +168,7 @@ pub enum ConfigError {
 fn suggest(nearest: &Option<String>) -> String {
     match nearest {
         Some(key) => format!("; did you mean {key}?"),
-        None => "; `config check` lists the keys that exist".to_owned(),
+        None => "; `perennial config show` lists the keys that have an effect".to_owned(),
     }
 }
 

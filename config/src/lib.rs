@@ -3,7 +3,7 @@
 //! Invariant: nothing is swallowed. A key either has its effect, or a line says why it has none, or the node refuses with the word
 //! that explains it.
 //!
-//! Sources, weakest first: defaults, the AWS variables, a profile, the file, the environment, `-D key=value`, a job's own settings.
+//! Sources, weakest first: defaults, the AWS variables, a profile, the file, the environment, a job's own settings, `-D key=value`.
 //!
 //! ```
 //! use perennial_config::{ConfigFile, Settings, Sources, check};

@@ -49,7 +49,7 @@ pub struct CheckpointSettings {
     pub inline_threshold: u64,
     /// `dir`: URI under which `<job-id>/chk-<n>` lies.
     pub directory: String,
-    /// `savepoint-dir`: URI; `None`: each savepoint command must name one.
+    /// `savepoint-dir`: URI; `None`: a savepoint command names one, or its own configuration does.
     pub savepoint_directory: Option<String>,
     /// `recovery.ladder.allow-repeat`: whether a job with transactional sinks may restore below a completed checkpoint.
     pub allow_repeat: bool,
@@ -220,7 +220,8 @@ pub struct ClusterSettings {
     pub registration_timeout: Duration,
     /// `taskmanager.jobmanager-grace`: how long tasks run on without a JobManager.
     pub job_manager_grace: Duration,
-    /// `taskmanager.memory.managed.size`: bound of the pre-image logs of a TaskManager, in bytes.
+    /// `taskmanager.memory.managed.size`: in bytes; divided by the slots, the bound of the pre-image log of each keyed
+    /// operator in a slot.
     pub managed_memory: u64,
     /// `taskmanager.memory.network.size`: bound of received, not yet processed data of a TaskManager, in bytes.
     pub network_memory: u64,

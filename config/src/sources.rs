@@ -131,11 +131,15 @@ impl Sources {
                     .push((key.trim().to_owned(), value.trim().to_owned()));
                 Ok(())
             }
-            _ => Err(ConfigError::Syntax {
-                origin: Origin::Override,
-                message: format!("{argument}: expected key=value"),
+            _ => {
+                // What follows may be a secret.
+                let key = argument.split([':', '=', ' ']).next().unwrap_or_default();
+                Err(ConfigError::Syntax {
+                    origin: Origin::Override,
+                    message: format!("{key}: expected key=value"),
+                }
+                .into())
             }
-            .into()),
         }
     }
 }
@@ -208,8 +212,8 @@ impl Layers {
             });
         }
         layers.add_environment(&sources.environment);
-        layers.add_pairs(&sources.overrides, &Origin::Override);
         layers.add_pairs(job, &Origin::Job);
+        layers.add_pairs(&sources.overrides, &Origin::Override);
         layers
     }
 

@@ -123,7 +123,7 @@ fn a_stronger_source_wins_and_the_table_says_by_which_it_was_overridden() {
 
     let loaded = Settings::load(&sources).unwrap();
     let (job, _) = loaded.job(&[("parallelism.default", "8")]).unwrap();
-    assert_eq!(job.parallelism, 8);
+    assert_eq!(job.parallelism, 7);
     assert_eq!(loaded.settings.job.parallelism, 7);
     let rows: Vec<_> = loaded
         .table
@@ -150,6 +150,9 @@ fn a_stronger_source_wins_and_the_table_says_by_which_it_was_overridden() {
 
     sources.overrides.clear();
     assert_eq!(parallelism(&sources), 5);
+    let loaded = Settings::load(&sources).unwrap();
+    let (job, _) = loaded.job(&[("parallelism.default", "8")]).unwrap();
+    assert_eq!(job.parallelism, 8);
     sources.environment = Environment::new([("FLINK_PROPERTIES", "parallelism.default: 4")]);
     assert_eq!(parallelism(&sources), 4);
     sources.environment = Environment::default();
@@ -182,6 +185,18 @@ fn all_errors_of_all_sources_come_together_with_file_and_line() {
     ] {
         assert!(text.contains(expected), "{expected}\nis not in\n{text}");
     }
+}
+
+/// A job's code cannot be changed by whoever runs it: the other name of a key is as good as its own.
+#[test]
+fn an_override_by_another_name_wins_over_the_job() {
+    let mut sources = Sources::default();
+    sources.set("state.checkpoints.dir=/theirs").unwrap();
+    let loaded = Settings::load(&sources).unwrap();
+    let (job, _) = loaded
+        .job(&[("execution.checkpointing.dir", "/ours")])
+        .unwrap();
+    assert!(job.checkpointing.directory.ends_with("/theirs"));
 }
 
 #[test]

@@ -215,7 +215,7 @@ pub(super) const KEYS: &[Key] = &[
         "taskmanager.memory.managed.size",
         Kind::Size,
         Some("512mb"),
-        "bound of the pre-image logs of a TaskManager",
+        "divided by the slots: bound of the pre-image log of each keyed operator in a slot",
         |d, v| {
             d.cluster.managed_memory = size(v, BUDGET_BYTES_MIN, 1 << 50)?;
             Ok(())

@@ -93,7 +93,7 @@ pub(super) const KEYS: &[Key] = &[
         "execution.checkpointing.tolerable-failed-checkpoints",
         Kind::Count,
         Some("0"),
-        "checkpoint failures in a row before the job fails",
+        "failed checkpoints in a row that are put up with; one more is a failure of the job",
         |d, v| {
             d.job.checkpointing.tolerable_failed = count(v, 0, i64::from(i32::MAX))?;
             Ok(())
@@ -316,7 +316,7 @@ pub(super) const KEYS: &[Key] = &[
         "restart-strategy.fixed-delay.attempts",
         Kind::Count,
         Some("1"),
-        "restarts in the life of the job",
+        "restarts; an hour without one gives them back, unless restart-strategy.strict",
         |d, v| {
             d.restart.attempts = count(v, 0, i64::from(i32::MAX))?;
             Ok(())
