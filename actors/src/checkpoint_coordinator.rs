@@ -52,6 +52,10 @@ pub enum CoordinatorMessage {
         /// Why.
         reason: String,
     },
+    /// The job is to be drained: begin no periodic checkpoint any more. Answered by [`CoordinatorEvent::Held`] behind the last trigger, so
+    /// that no snapshot but the final one is of sources that have ended with input left: a job that went on from it would be at the end of
+    /// event time.
+    Hold,
     /// Every task waits for the final checkpoint: take it now.
     AllAwaitingFinal,
     /// A savepoint (kind `Savepoint` or `StopWithSavepoint`), or a `Final` one into a savepoint directory for stop with drain.
@@ -129,6 +133,8 @@ pub enum CoordinatorEvent {
     },
     /// The job fails over (semantics.md C13).
     Failure(FailureKind),
+    /// See [`CoordinatorMessage::Hold`].
+    Held,
     /// A higher epoch exists: the JobMaster stops without touching anything.
     Fenced {
         /// The epoch met.

@@ -15,11 +15,11 @@ use tokio::time::Instant;
 
 use crate::entropy::Entropy;
 use crate::fault::{ActorFault, ActorKind};
+use crate::model::LeaderEpoch;
 use crate::model::message::{Hello, Registration, RpcError, ToJobManager, ToTaskManager, Welcome};
-use crate::model::{InstanceId, LeaderEpoch};
 use crate::rpc::{
     Accept, Channel, Connection, Envelope, Inbox, Introduction, Link, Outbox, ResumePoint,
-    Transport, Wired, dial, encode, wired,
+    SessionId, Transport, Wired, dial, encode, wired,
 };
 
 /// Upper bound of the first wait before connecting again; it doubles with each failure. The waits are drawn from zero to the bound.
@@ -112,10 +112,8 @@ pub(crate) struct SessionState {
     highest_epoch: LeaderEpoch,
     /// Of the connection that is up.
     epoch: LeaderEpoch,
-    /// Whom the numbers in outbox and inbox were agreed with; `None` when they must begin anew.
-    agreed_with: Option<(InstanceId, LeaderEpoch)>,
-    /// Of the connection that opens.
-    answering: InstanceId,
+    /// Whose numbers outbox and inbox hold, as the last start received said; `None` when they must begin anew.
+    session: Option<SessionId>,
     outbox: Outbox,
     inbox: Inbox,
 }
@@ -146,8 +144,7 @@ impl Actor for JobManagerSession {
             lost: Instant::now(),
             highest_epoch: LeaderEpoch(0),
             epoch: LeaderEpoch(0),
-            agreed_with: None,
-            answering: InstanceId(0),
+            session: None,
             outbox: Outbox::default(),
             inbox: Inbox::default(),
         })
@@ -237,9 +234,8 @@ impl SessionState {
         let introduction = Introduction {
             hello: Hello::TaskManager(registration),
             probe_address: Some(self.arguments.probe_address.clone()),
-            resume: self.agreed_with.map(|(with, epoch)| ResumePoint {
-                with,
-                epoch,
+            resume: self.session.map(|session| ResumePoint {
+                session,
                 received: self.inbox.received,
             }),
         };
@@ -296,7 +292,6 @@ impl SessionState {
         }
         self.highest_epoch = epoch;
         self.epoch = epoch;
-        self.answering = welcome.instance;
         self.arm_silence(myself);
     }
 
@@ -326,10 +321,11 @@ impl SessionState {
                 self.fence(myself, epoch);
             }
             Wired::Start {
+                session,
                 is_resumed,
                 received,
                 ..
-            } => self.start(myself, is_resumed, received),
+            } => self.start(myself, session, is_resumed, received),
             Wired::Message {
                 epoch,
                 sequence,
@@ -349,7 +345,7 @@ impl SessionState {
                     Accept::Handle => self.report(SessionEvent::Message { epoch, message }),
                     Accept::Duplicate => {}
                     Accept::Gap => {
-                        self.agreed_with = None;
+                        self.session = None;
                         self.down(myself, "messages of the JobManager are missing".to_owned());
                     }
                 }
@@ -359,7 +355,13 @@ impl SessionState {
         }
     }
 
-    fn start(&mut self, myself: &ActorRef<SessionMessage>, is_resumed: bool, received: u64) {
+    fn start(
+        &mut self,
+        myself: &ActorRef<SessionMessage>,
+        session: SessionId,
+        is_resumed: bool,
+        received: u64,
+    ) {
         let (connection, heard) = match std::mem::replace(&mut self.phase, Phase::Waiting) {
             Phase::Opening { connection, heard } => (connection, heard),
             other @ (Phase::Waiting | Phase::Dialling | Phase::Up { .. } | Phase::Left) => {
@@ -374,7 +376,7 @@ impl SessionState {
             self.outbox.restart();
             self.inbox = Inbox::default();
         }
-        self.agreed_with = Some((self.answering, self.epoch));
+        self.session = Some(session);
         self.failures = 0;
         tracing::info!(epoch = %self.epoch, is_resumed, "connected to the JobManager");
         let messages: Vec<_> = self.outbox.unacknowledged().collect();
@@ -409,7 +411,7 @@ impl SessionState {
             Ok(sequence) => sequence,
             Err(full) => {
                 // The session cannot go on without a gap: begin a new one, which keeps how tasks ended.
-                self.agreed_with = None;
+                self.session = None;
                 self.outbox.restart();
                 if is_lasting && self.outbox.push(body, attempts, true).is_err() {
                     tracing::error!(%full, "the end of a task was not reported: the next registration shows it");

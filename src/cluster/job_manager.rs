@@ -224,6 +224,7 @@ impl Run {
             clock: self.clock,
             entropy: self.entropy.clone(),
             epoch,
+            guard: leadership.epochs(),
             instance: self.instance,
             coordinator: store_coordinators(
                 self.stores.clone(),

@@ -280,17 +280,25 @@ fn drop_unused_objects(manifest: &mut Manifest) {
     manifest.objects = objects.list;
 }
 
-/// What the barrier after this checkpoint may be based on: this checkpoint, or nothing when its chains are long enough or the
-/// changes outweigh the full segments, so that all is rewritten once.
+/// What a record may take over from its base, in bytes: so far below [`RECORD_LEN_MAX`](super::RECORD_LEN_MAX) that what its own
+/// checkpoint brings finds room. A record that is too long fails its checkpoint, and so would every later one over the same base.
+const INHERITED_LEN_MAX: u64 = 16 << 20;
+/// About what one key group of a segment takes in a record, in bytes.
+const GROUP_SLICE_LEN: u64 = 20;
+
+/// What the barrier after this checkpoint may be based on: this checkpoint, or nothing when its chains are long enough, when the
+/// changes outweigh the full segments or when they make records too long, so that all is rewritten once.
 #[must_use]
 pub fn next_base(manifest: &Manifest) -> Option<CheckpointId> {
-    let (mut full, mut delta) = (0_u64, 0_u64);
+    let (mut full, mut delta, mut inherited) = (0_u64, 0_u64, 0_u64);
     for operator in &manifest.operators {
         for segment in &operator.keyed {
             match segment.kind {
                 SegmentKind::Full => full += segment.data.length(),
                 SegmentKind::Delta => delta += segment.data.length(),
             }
+            inherited +=
+                inline_length(&segment.data) + segment.groups.len() as u64 * GROUP_SLICE_LEN;
         }
         let longest = chain::chains(&operator.keyed)
             .values()
@@ -300,16 +308,20 @@ pub fn next_base(manifest: &Manifest) -> Option<CheckpointId> {
             return None;
         }
     }
-    (delta == 0 || delta < full).then_some(manifest.checkpoint)
+    let is_base = inherited <= INHERITED_LEN_MAX && (delta == 0 || delta < full);
+    is_base.then_some(manifest.checkpoint)
+}
+
+fn inline_length(data: &DataRef) -> u64 {
+    match data {
+        DataRef::Inline(bytes) => bytes.len() as u64,
+        DataRef::Object { .. } => 0, // Counted with its object.
+    }
 }
 
 /// Bytes that the acknowledgements newly brought.
 #[must_use]
 pub fn new_bytes(acks: &[CheckpointAck]) -> u64 {
-    let inline = |data: &DataRef| match data {
-        DataRef::Inline(bytes) => bytes.len() as u64,
-        DataRef::Object { .. } => 0, // Counted with its object.
-    };
     acks.iter()
         .map(|ack| {
             let objects: u64 = ack.objects.iter().map(|o| o.length).sum();
@@ -318,8 +330,8 @@ pub fn new_bytes(acks: &[CheckpointAck]) -> u64 {
                 .iter()
                 .flat_map(|s| &s.operators)
                 .map(|o| {
-                    o.keyed.as_ref().map_or(0, |k| inline(&k.data))
-                        + o.state.operator_state.as_ref().map_or(0, inline)
+                    o.keyed.as_ref().map_or(0, |k| inline_length(&k.data))
+                        + o.state.operator_state.as_ref().map_or(0, inline_length)
                 })
                 .sum();
             objects + inlined

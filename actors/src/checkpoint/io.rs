@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::{StreamExt, stream};
 use perennial_config::ExternalizedRetention;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ use super::keys::{LATEST_KEY, quarantine_key, record_key, savepoint_note_key};
 use super::protocol::{
     Action, EndProbe, Fate, Observation, OnFailure, Pace, Probe, RecordWriter, next_anchor,
 };
-use super::record::{NOTE_MAGIC, decode, decode_record, encode, encode_record};
+use super::record::{NOTE_MAGIC, RecordError, decode, decode_record, encode, encode_record};
 use super::store::{Created, Store, StoreError, StoreResult};
 
 /// Tells which leader epoch is in force. Read after every record, before anybody is told of it.
@@ -63,6 +64,14 @@ pub(crate) struct Ledger {
     pub(crate) entropy: Entropy,
 }
 
+/// How a number was decided.
+#[derive(Debug)]
+pub(crate) struct Decision {
+    pub(crate) fate: Fate,
+    /// Why the intended record cannot exist at all.
+    pub(crate) refusal: Option<RecordError>,
+}
+
 impl Ledger {
     /// Decides a number, however long the store takes.
     pub(crate) async fn write(
@@ -70,7 +79,7 @@ impl Ledger {
         checkpoint: CheckpointId,
         outcome: RecordOutcome,
         on_failure: OnFailure,
-    ) -> Fate {
+    ) -> Decision {
         let (token, settlement_token) = (self.entropy.u128(), self.entropy.u128());
         let record = |token, outcome| Record {
             checkpoint,
@@ -83,8 +92,11 @@ impl Ledger {
             let record = record(settlement_token, RecordOutcome::Aborted { reason });
             encode_record(&record).map(Bytes::from)
         };
-        let settlement = aborted("its record could not be written in time");
         let intent = encode_record(&record(token, outcome)).map(Bytes::from);
+        let settlement = match &intent {
+            Ok(_) => aborted("its record could not be written in time"),
+            Err(error) => aborted(&error.to_string()),
+        };
         let key = record_key(checkpoint);
         let mut writer = RecordWriter::new(self.epoch, token, settlement_token, on_failure);
         let mut back_off = BackOff::new(self.entropy.clone());
@@ -117,7 +129,8 @@ impl Ledger {
                 },
                 Action::Done(fate) => {
                     tracing::debug!(%checkpoint, epoch = %self.epoch, ?fate, "record decided");
-                    return fate;
+                    let refusal = intent.err();
+                    return Decision { fate, refusal };
                 }
             };
             let (next, pace) = writer.on(observation);
@@ -129,11 +142,7 @@ impl Ledger {
         }
     }
 
-    async fn create(
-        &self,
-        key: &str,
-        bytes: &Result<Bytes, super::record::RecordError>,
-    ) -> Observation {
+    async fn create(&self, key: &str, bytes: &Result<Bytes, RecordError>) -> Observation {
         // A record that cannot be encoded certainly has no effect; only a manifest can be too long.
         let Ok(bytes) = bytes else {
             return Observation::CreateFailed;
@@ -250,7 +259,8 @@ pub(crate) async fn survey(store: &dyn Store) -> StoreResult<Survey> {
         let slot = read_slot(store, last).await?;
         note(store, last, slot, &mut completed, &mut terminal).await?;
     }
-    match &hint {
+    // One so old that the probe passed records over does not know what is retained now.
+    match hint.as_ref().filter(|_| !probe.has_jumped()) {
         Some(hint) => {
             let newest_found = completed.iter().map(|c| c.checkpoint).max();
             for at in &hint.retained {
@@ -410,10 +420,10 @@ impl Ledger {
             return Ok(Some(Claim::Terminal(survey)));
         }
         let number = survey.free;
-        let fate = self
+        let decision = self
             .write(number, RecordOutcome::Claimed, OnFailure::Repeat)
             .await;
-        match fate {
+        match decision.fate {
             Fate::Written | Fate::Settled => {
                 // While we looked, retention of a leader that still ran may have passed this number: then it was free for the second
                 // time, and the end lies beyond.
@@ -460,6 +470,9 @@ impl Patience {
     }
 }
 
+/// Deletions that are on their way at a time: one after another, they would fall behind the checkpoints where the store is far.
+const DELETES_IN_FLIGHT_MAX: usize = 16;
+
 /// Deletes objects; what cannot be deleted is left to the sweeper of the next leader.
 pub(crate) async fn delete_all(
     store: &dyn Store,
@@ -467,17 +480,23 @@ pub(crate) async fn delete_all(
     entropy: &Entropy,
     patience: Patience,
 ) {
-    for key in keys {
-        let mut back_off = BackOff::new(entropy.clone());
-        for attempt in 1.. {
-            match store.delete(&key).await {
-                Ok(()) => break,
-                Err(error) if patience.is_over(attempt) => {
-                    tracing::warn!(%error, %key, "object not deleted; the next sweep will find it");
-                    break;
-                }
-                Err(_) => back_off.pause().await,
+    stream::iter(keys)
+        .for_each_concurrent(DELETES_IN_FLIGHT_MAX, |key| {
+            delete(store, key, entropy, patience)
+        })
+        .await;
+}
+
+async fn delete(store: &dyn Store, key: String, entropy: &Entropy, patience: Patience) {
+    let mut back_off = BackOff::new(entropy.clone());
+    for attempt in 1.. {
+        match store.delete(&key).await {
+            Ok(()) => return,
+            Err(error) if patience.is_over(attempt) => {
+                tracing::warn!(%error, %key, "object not deleted; the next sweep will find it");
+                return;
             }
+            Err(_) => back_off.pause().await,
         }
     }
 }
@@ -627,7 +646,18 @@ pub(crate) async fn clear_ended(
     if may_sweep {
         sweep(ledger, CheckpointId(u64::MAX), BTreeSet::new(), patience).await;
     }
+    sweep_unfinished(&*ledger.store).await;
     Ok(())
+}
+
+/// Discards what writers that died left of objects which never came to be, once nothing of the job writes any more.
+pub(crate) async fn sweep_unfinished(store: &dyn Store) {
+    match store.sweep_unfinished("").await {
+        Ok(0) => {}
+        Ok(swept) => tracing::info!(swept, "discarded what writers that died had begun"),
+        // It costs space, nothing else.
+        Err(error) => tracing::warn!(%error, "what writers that died had begun stays behind"),
+    }
 }
 
 /// Deletes every object of a decided number that nobody refers to.

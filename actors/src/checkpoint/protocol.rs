@@ -362,6 +362,7 @@ impl<I> Sequence<I> {
 #[derive(Debug)]
 pub struct EndProbe {
     stage: ProbeStage,
+    has_jumped: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -398,7 +399,14 @@ impl EndProbe {
     pub fn from(hint: CheckpointId) -> Self {
         Self {
             stage: ProbeStage::Forward(hint.max(CheckpointId(1))),
+            has_jumped: false,
         }
+    }
+
+    /// Whether records between the start and the end were passed over: the start lay in what retention has deleted.
+    #[must_use]
+    pub fn has_jumped(&self) -> bool {
+        self.has_jumped
     }
 
     /// The next question.
@@ -421,10 +429,13 @@ impl EndProbe {
             (ProbeStage::Forward(at), false) => ProbeStage::Anchor { missing: at },
             (ProbeStage::Anchor { missing }, false) => ProbeStage::Free(missing),
             // The hint lies in what retention has deleted: jump ahead.
-            (ProbeStage::Anchor { missing }, true) => ProbeStage::Gallop {
-                low: next_anchor(missing).0 / ANCHOR_EVERY,
-                step: 1,
-            },
+            (ProbeStage::Anchor { missing }, true) => {
+                self.has_jumped = true;
+                ProbeStage::Gallop {
+                    low: next_anchor(missing).0 / ANCHOR_EVERY,
+                    step: 1,
+                }
+            }
             (ProbeStage::Gallop { low, step }, true) => ProbeStage::Gallop {
                 low: low + step,
                 step: step.saturating_mul(2).min(1 << 32),
@@ -447,6 +458,8 @@ impl EndProbe {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -654,7 +667,7 @@ mod tests {
             }
         }
 
-        /// For any end, any hint and any deletion that retention allows, the probe finds the end.
+        /// For any end, any hint and any deletion that retention allows, the probe finds the end, and says whether it passed records over.
         #[test]
         fn the_end_is_found_from_any_hint(end in 1_u64..2000, hint in 0_u64..2100, kept in 0_u64..80) {
             // Deleted: below the last anchor that exists and below the floor, except anchors.
@@ -665,15 +678,22 @@ mod tests {
             let hint = hint.min(end); // A hint never lies ahead: it was true once.
             let mut probe = EndProbe::from(CheckpointId(hint));
             let mut questions = 0;
+            let mut found = BTreeSet::new();
             let free = loop {
                 match probe.ask() {
-                    Probe::Look(n) => probe.answer(exists(n.0)),
+                    Probe::Look(n) => {
+                        probe.answer(exists(n.0));
+                        if exists(n.0) {
+                            found.insert(n.0);
+                        }
+                    }
                     Probe::Free(n) => break n,
                 }
                 questions += 1;
                 prop_assert!(questions < 2200);
             };
             prop_assert_eq!(free.0, end);
+            prop_assert_eq!(probe.has_jumped(), !(hint.max(1)..end).all(|n| found.contains(&n)));
         }
     }
 }

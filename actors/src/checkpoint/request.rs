@@ -32,6 +32,8 @@ pub enum Begin<S> {
 pub struct Load {
     /// Snapshots that are not done.
     pub pending: u32,
+    /// Completed checkpoints that wait to be deleted.
+    pub undeleted: u32,
     /// Whether the sequence of records lags so far behind that nothing may be added.
     pub is_sequence_full: bool,
     /// Whether a snapshot is under way after which the tasks end.
@@ -98,6 +100,17 @@ impl<S> RequestQueue<S> {
         Ok(())
     }
 
+    /// Sources are about to end although there is input left: no periodic one begins until tasks run anew.
+    pub fn hold(&mut self) {
+        self.next_periodic = None;
+    }
+
+    /// Whether what was asked for has begun.
+    #[must_use]
+    pub fn has_no_savepoints(&self) -> bool {
+        self.savepoints.is_empty()
+    }
+
     /// Every task waits for the final checkpoint.
     pub fn final_checkpoint(&mut self, now: Instant) {
         if self.is_running {
@@ -135,8 +148,9 @@ impl<S> RequestQueue<S> {
             self.next_periodic = Some(end);
             return None;
         }
-        if load.pending >= self.max_concurrent {
-            return None; // Stays due; begins as soon as one ends.
+        // Else what is completed piles up where deletions are slower than checkpoints.
+        if load.pending >= self.max_concurrent || load.undeleted > self.max_concurrent {
+            return None; // Stays due; begins as soon as one ends or is deleted.
         }
         self.next_periodic = self.interval.map(|interval| {
             // The grid goes on from where it was due; ticks that were missed are not made up for.
@@ -171,6 +185,7 @@ mod tests {
 
     const IDLE: Load = Load {
         pending: 0,
+        undeleted: 0,
         is_sequence_full: false,
         is_stopping: false,
     };
@@ -243,6 +258,38 @@ mod tests {
             Some(Begin::Final),
             "unless it failed"
         );
+    }
+
+    /// C3.
+    #[tokio::test(start_paused = true)]
+    async fn periodic_ones_wait_for_the_deletion_of_old_ones_and_forced_ones_do_not() {
+        let t = Instant::now();
+        let mut q = RequestQueue::new(Some(seconds(1)), Duration::ZERO, 2);
+        q.start(t);
+        let load = |undeleted| Load { undeleted, ..IDLE };
+        assert_eq!(q.next(t + seconds(1), load(3)), None);
+        q.savepoint(1).unwrap();
+        assert_eq!(q.next(t + seconds(1), load(3)), Some(Begin::Savepoint(1)));
+        assert_eq!(q.next(t + seconds(1), load(2)), Some(Begin::Periodic));
+        q.final_checkpoint(t + seconds(1));
+        assert_eq!(q.next(t + seconds(1), load(3)), Some(Begin::Final));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_periodic_one_begins_once_it_holds() {
+        let t = Instant::now();
+        let mut q = RequestQueue::new(Some(seconds(1)), Duration::ZERO, 2);
+        q.start(t);
+        q.savepoint(1).unwrap();
+        q.hold();
+        assert!(!q.has_no_savepoints());
+        assert_eq!(q.next(t + seconds(9), IDLE), Some(Begin::Savepoint(1)));
+        assert_eq!(q.next(t + seconds(9), IDLE), None);
+        assert!(q.has_no_savepoints());
+        q.final_checkpoint(t + seconds(9));
+        assert_eq!(q.next(t + seconds(9), IDLE), Some(Begin::Final));
+        q.start(t + seconds(9));
+        assert_eq!(q.next(t + seconds(10), IDLE), Some(Begin::Periodic));
     }
 
     #[tokio::test(start_paused = true)]

@@ -235,6 +235,70 @@ fn chains_are_bounded_and_changes_never_outweigh_the_full_segments() {
     assert_eq!(longest, 9, "8 deltas of an eighth make a whole");
 }
 
+/// The state is large and its changes lie in the records: without a bound, the thirteenth over the same full segment makes a record
+/// that cannot be written, and so does each one after it.
+#[test]
+fn records_over_inline_changes_of_large_state_stay_far_below_their_limit() {
+    const FULL: u64 = 1 << 30;
+    const DELTA: usize = 5 << 20;
+    let graph = graph_with(1);
+    let mut base: Option<Manifest> = None;
+    let mut fulls = Vec::new();
+    for n in 1..=20 {
+        let over = base.as_ref().filter(|b| next_base(b).is_some());
+        let mut ack = acks(n, 1, 0, 1, true).remove(0);
+        let (kind, groups, data) = if over.is_some() {
+            let bytes = Bytes::from(vec![0_u8; DELTA]);
+            (SegmentKind::Delta, 0..1, DataRef::Inline(bytes))
+        } else {
+            fulls.push(n);
+            ack.objects = vec![ObjectInfo {
+                length: FULL,
+                ..object("shared/full", 0)
+            }];
+            let data = DataRef::Object {
+                object: 0,
+                offset: 0,
+                length: FULL,
+            };
+            (SegmentKind::Full, 0..MAX as u16, data)
+        };
+        ack.subtasks[0].operators[0].keyed = Some(segment(n, kind, groups, data));
+        let manifest = compose(header(n), &graph, &BTreeMap::new(), over, &[ack]).unwrap();
+        let record = Record {
+            checkpoint: CheckpointId(n),
+            epoch: LeaderEpoch(1),
+            token: 0,
+            outcome: RecordOutcome::Completed(Box::new(manifest.clone())),
+        };
+        let length = encode_record(&record).map(|bytes| bytes.len() as u64);
+        assert!(
+            length.as_ref().is_ok_and(|l| *l < RECORD_LEN_MAX / 2),
+            "{n}: {length:?}"
+        );
+        base = Some(manifest);
+    }
+    assert_eq!(fulls, [1, 6, 11, 16]);
+}
+
+/// Changes in objects bring no bytes into the record, but an entry for each of their key groups.
+#[test]
+fn the_index_of_many_key_groups_ends_a_base_too() {
+    let mut manifest = manifest_of(15, &[]);
+    let data = |length| DataRef::Object {
+        object: 0,
+        offset: 0,
+        length,
+    };
+    let full = segment(1, SegmentKind::Full, 0..32768, data(1 << 40));
+    let deltas = (2..15).map(|n| segment(n, SegmentKind::Delta, 0..32768, data(1 << 20)));
+    manifest.operators[0].keyed = std::iter::once(full).chain(deltas).collect();
+    assert_eq!(next_base(&manifest), Some(CheckpointId(15)));
+    let twin = manifest.operators[0].clone();
+    manifest.operators.push(twin);
+    assert_eq!(next_base(&manifest), None);
+}
+
 #[test]
 fn acks_that_do_not_fit_are_refused_with_a_reason() {
     let graph = graph_with(2);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use perennial_config::{CheckpointSettings, ExternalizedRetention, JobSettings};
 
 use super::{Created, ObjectMeta, Store, StoreError, StoreFactory, StoreResult};
 use crate::model::message::{CheckpointAck, OperatorAck, SubtaskAck};
@@ -174,35 +175,17 @@ pub(crate) fn graph(parallelism: u32, max_parallelism: u32, is_max_set: bool) ->
     }
 }
 
-pub(crate) fn settings() -> perennial_config::JobSettings {
-    use perennial_config::*;
+pub(crate) fn settings() -> JobSettings {
     JobSettings {
-        parallelism: 1,
-        max_parallelism: None,
         checkpointing: CheckpointSettings {
             interval: Some(Duration::from_secs(10)),
-            mode: CheckpointingMode::ExactlyOnce,
             timeout: Duration::from_secs(60),
-            min_pause: Duration::ZERO,
-            max_concurrent: 1,
-            tolerable_failed: 0,
-            num_retained: 1,
             retention: ExternalizedRetention::RetainOnCancellation,
-            is_incremental: true,
-            inline_threshold: 20_000,
             directory: "memory://checkpoints".into(),
             savepoint_directory: Some("memory://savepoints".into()),
-            allow_repeat: false,
+            ..JobSettings::default().checkpointing
         },
-        restart: RestartSettings {
-            strategy: RestartStrategy::None,
-            is_strict: false,
-        },
-        buffer_timeout: Duration::ZERO,
-        cancellation_timeout: Duration::from_secs(180),
-        slot_request_timeout: Duration::from_secs(300),
-        checkpoint_history_size: 10,
-        exception_history_size: 16,
+        ..JobSettings::default()
     }
 }
 

@@ -10,8 +10,8 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, Supervisi
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::checkpoint::io::Claim;
-use crate::checkpoint::{EpochGuard, Fate, Store, StoreFactory};
+use crate::checkpoint::io::{Claim, Decision};
+use crate::checkpoint::{EpochGuard, Store, StoreFactory};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::fault::{ActorKind, FaultPoints};
@@ -82,7 +82,7 @@ pub(super) enum Message {
     Decided {
         checkpoint: CheckpointId,
         intent: Intent,
-        fate: Fate,
+        decision: Decision,
     },
     SavepointWritten {
         checkpoint: CheckpointId,

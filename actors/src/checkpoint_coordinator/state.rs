@@ -16,7 +16,9 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::checkpoint::io::{self, Claim, FoundCheckpoint, Hint, Ledger, Patience, Survey};
+use crate::checkpoint::io::{
+    self, Claim, Decision, FoundCheckpoint, Hint, Ledger, Patience, Survey,
+};
 use crate::checkpoint::{
     self, AckResult, Begin, CheckpointFailureReason as Reason, Choice, FailureCounter, Fate,
     Header, Load, OnFailure, PendingCheckpoint, RequestQueue, Retained, Rung, Sequence, Store,
@@ -144,6 +146,8 @@ pub(super) struct State {
     early: Vec<CoordinatorMessage>,
     sequence: Sequence<Intent>,
     queue: RequestQueue<SavepointRequest>,
+    /// And not answered yet.
+    is_hold_asked: bool,
     participants: Vec<(InstanceId, Vec<ExecutionAttemptId>)>,
     underway: BTreeMap<CheckpointId, Underway>,
     completing: BTreeMap<CheckpointId, Completing>,
@@ -194,6 +198,7 @@ impl State {
             phase: Phase::Claiming,
             early: Vec::new(),
             sequence: Sequence::after(CheckpointId(0)),
+            is_hold_asked: false,
             participants: Vec::new(),
             underway: BTreeMap::new(),
             completing: BTreeMap::new(),
@@ -256,8 +261,8 @@ impl State {
             Message::Decided {
                 checkpoint,
                 intent,
-                fate,
-            } => self.on_decided(checkpoint, intent, fate),
+                decision,
+            } => self.on_decided(checkpoint, intent, decision),
             Message::SavepointWritten { checkpoint, result } => {
                 self.on_savepoint_written(checkpoint, result);
             }
@@ -337,6 +342,7 @@ impl State {
             | CoordinatorMessage::Suspend { .. }
             | CoordinatorMessage::Ack { .. }
             | CoordinatorMessage::Declined { .. }
+            | CoordinatorMessage::Hold
             | CoordinatorMessage::AllAwaitingFinal
             | CoordinatorMessage::LastCompleted(_)
             | CoordinatorMessage::Status(_)
@@ -350,12 +356,17 @@ impl State {
                 self.participants = participants;
                 let now = self.now();
                 self.queue.start(now);
+                self.is_hold_asked = false;
             }
             CoordinatorMessage::Suspend { reason } => self.suspend(Reason::Suspended, &reason),
             CoordinatorMessage::Ack { instance, ack } => self.on_ack(instance, *ack),
             CoordinatorMessage::Declined { checkpoint, reason } => {
                 // One that is complete or gone is not harmed by a late refusal.
                 self.fail(checkpoint, Reason::Declined, &reason);
+            }
+            CoordinatorMessage::Hold => {
+                self.queue.hold();
+                self.is_hold_asked = true;
             }
             CoordinatorMessage::AllAwaitingFinal => {
                 let now = self.now();

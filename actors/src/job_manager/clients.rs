@@ -141,7 +141,7 @@ impl Manager {
                     drop(master.cast(JobMasterMessage::Request(JobRequest::Summary(ask))));
                     asked.push(answer);
                 }
-                Runner::Storing(status) => jobs.push(status.summary.clone()),
+                Runner::Storing(ended) => jobs.push(ended.shown().summary),
                 Runner::Stopping(_) | Runner::Abandoned(_) => {
                     jobs.push(self.status_without_master(entry).summary);
                 }
@@ -159,7 +159,15 @@ impl Manager {
         });
     }
 
-    pub(super) fn ask(&self, job: JobId, reply: Reply, request: impl FnOnce(Reply) -> JobRequest) {
+    pub(super) fn ask(
+        &mut self,
+        job: JobId,
+        reply: Reply,
+        request: impl FnOnce(Reply) -> JobRequest,
+    ) {
+        if let Some(Runner::Storing(ended)) = self.jobs.get_mut(&job).map(|e| &mut e.runner) {
+            return ended.ask(request(reply));
+        }
         let Some(entry) = self.jobs.get(&job) else {
             let status = self.history.iter().find(|s| s.summary.job == job).cloned();
             return match status {
@@ -172,8 +180,8 @@ impl Manager {
                 // A reply that is dropped with a dying actor tells the client.
                 drop(master.cast(JobMasterMessage::Request(request(reply))));
             }
-            Runner::Storing(status) => answer_for_ended(request(reply), (**status).clone()),
-            Runner::Stopping(_) | Runner::Abandoned(_) => {
+            // `Storing` was asked above.
+            Runner::Storing(_) | Runner::Stopping(_) | Runner::Abandoned(_) => {
                 answer_for_ended(request(reply), self.status_without_master(entry));
             }
         }
@@ -251,7 +259,7 @@ async fn can_begin(
 }
 
 /// Answers from what is remembered of a job without a JobMaster.
-fn answer_for_ended(request: JobRequest, status: JobStatus) {
+pub(super) fn answer_for_ended(request: JobRequest, status: JobStatus) {
     let state = status.summary.state;
     let refused = |what: &str| {
         Err(RpcError::Refused(format!(

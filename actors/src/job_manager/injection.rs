@@ -171,8 +171,9 @@ mod tests {
     use crate::job_manager::JobManagerEnd;
     use crate::model::message::ClientRequest;
     use crate::model::*;
-    use crate::testing::cluster::{Cluster, FakeTaskManager, running, settings, until};
+    use crate::testing::cluster::{Cluster, settings, until};
     use crate::testing::graph;
+    use crate::testing::task_manager::{FakeTaskManager, running};
 
     const JOB: JobId = JobId(7);
 

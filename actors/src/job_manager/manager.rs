@@ -128,23 +128,7 @@ impl Manager {
                 result,
                 reply,
             } => self.on_submitted(myself, *record, result, reply).await,
-            JobManagerMessage::ResultStored {
-                job,
-                status,
-                answers,
-                result,
-            } => {
-                if let Err(error) = result {
-                    // The job's own Terminal record still keeps it from running again.
-                    tracing::error!(%job, %error, "job result cannot be stored");
-                }
-                self.jobs.remove(&job);
-                self.remember(*status);
-                for (reply, answer) in answers {
-                    // The client may have gone.
-                    let _ = reply.send(answer);
-                }
-            }
+            JobManagerMessage::ResultStored(job) => self.on_result_stored(job),
             JobManagerMessage::HistoryStored { job, result } => {
                 if let Err(error) = result {
                     // What happens next is written with the next change.

@@ -18,13 +18,13 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
-use crate::checkpoint::{StoreError, StoreFactory};
+use crate::checkpoint::{EpochGuard, StoreError, StoreFactory};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::fault::{ActorFault, FaultPoints};
 use crate::job_master::{Assign, CoordinatorSpawner, JobMasterReport, Reply};
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, StoreProbe};
-use crate::model::{FailureKind, InstanceId, JobId, JobStatus, LeaderEpoch};
+use crate::model::{FailureKind, InstanceId, JobId, LeaderEpoch};
 use crate::peer::{PeerEvent, PeerEvents};
 pub use collaborators::{assign_snapshot, store_coordinators};
 use manager::Manager;
@@ -58,6 +58,8 @@ pub struct JobManagerOptions {
     pub entropy: Entropy,
     /// Won before.
     pub epoch: LeaderEpoch,
+    /// Tells whether it is still the highest.
+    pub guard: Arc<dyn EpochGuard>,
     /// This process.
     pub instance: InstanceId,
     /// Starts each job's coordinator; [`store_coordinators`] in production.
@@ -101,12 +103,7 @@ pub(crate) enum JobManagerMessage {
         result: Result<Submission, StoreError>,
         reply: Reply,
     },
-    ResultStored {
-        job: JobId,
-        status: Box<JobStatus>,
-        answers: Vec<(Reply, Result<ClientResponse, RpcError>)>,
-        result: Result<(), StoreError>,
-    },
+    ResultStored(JobId),
     /// The pause after a write of a job's history is over.
     HistoryStored {
         job: JobId,

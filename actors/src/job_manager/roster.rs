@@ -82,14 +82,21 @@ impl Roster {
     /// Writes down that this leader begins, with the jobs that still exist. Jobs that were enrolled meanwhile are returned: it is to be
     /// tried again with them.
     pub(super) async fn begin(&mut self, jobs: BTreeSet<JobId>) -> StoreResult<BTreeSet<JobId>> {
-        let number = self.next;
         let entry = Entry::All {
             epoch: self.epoch,
             jobs: jobs.clone(),
         };
-        if !self.append(&entry).await? {
-            return Ok(self.jobs.difference(&jobs).copied().collect());
-        }
+        let number = loop {
+            let number = self.next;
+            if self.append(&entry).await? {
+                break number;
+            }
+            let unread: BTreeSet<_> = self.jobs.difference(&jobs).copied().collect();
+            if !unread.is_empty() {
+                return Ok(unread);
+            }
+            // A stale leader wrote there, and nothing new: only an entry of our own, behind that one, keeps it from enrolling more.
+        };
         self.jobs = jobs;
         if let Err(error) = self.store.put(HINT_KEY, encode(&number)).await {
             tracing::debug!(%error, "hint not written; the search only takes longer");
@@ -217,5 +224,20 @@ mod tests {
         assert!(error.contains("epoch 2 leads now"), "{error}");
         new.enroll(JobId(3)).await.unwrap();
         assert_eq!(begin(&store, 3).await.jobs().len(), 2);
+    }
+
+    /// Both begin with the same jobs at the same number: the stale leader's entry does not stand for the new one's.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_begins_by_an_entry_of_its_own_behind_an_equal_one_of_a_stale_leader() {
+        let store = MemoryStore::new("memory://ha");
+        let (mut old, mut new) = (roster(&store, 1), roster(&store, 2));
+        old.read().await.unwrap();
+        new.read().await.unwrap();
+        assert!(old.begin(BTreeSet::new()).await.unwrap().is_empty());
+        assert!(new.begin(BTreeSet::new()).await.unwrap().is_empty());
+        let error = old.enroll(JobId(1)).await.unwrap_err().to_string();
+        assert!(error.contains("epoch 2 leads now"), "{error}");
+        new.enroll(JobId(2)).await.unwrap();
+        assert_eq!(begin(&store, 3).await.jobs().len(), 1);
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::roster::Roster;
-use crate::checkpoint::{Created, Store, StoreError, StoreResult};
+use crate::checkpoint::{Created, EpochGuard, Store, StoreError, StoreResult};
 use crate::job_master::history::JobHistory;
 use crate::model::{JobGraph, JobId, JobStatus, LeaderEpoch};
 
@@ -79,6 +79,17 @@ pub(crate) enum Submission {
     Taken,
 }
 
+/// Why a job's result is not stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FinishError {
+    /// To be tried again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// How the job ends is for this leader to say.
+    #[error("epoch {0} leads now")]
+    Fenced(LeaderEpoch),
+}
+
 /// What the store knows of a job.
 pub(super) enum StoredJob {
     /// To be run.
@@ -90,12 +101,12 @@ pub(super) enum StoredJob {
 }
 
 #[derive(Clone)]
-pub(super) struct JobStore(Arc<dyn Store>, Arc<Mutex<Roster>>);
+pub(super) struct JobStore(Arc<dyn Store>, Arc<Mutex<Roster>>, LeaderEpoch);
 
 impl JobStore {
     pub(super) fn new(store: Arc<dyn Store>, epoch: LeaderEpoch) -> Self {
         let roster = Roster::new(Arc::clone(&store), epoch);
-        Self(store, Arc::new(Mutex::new(roster)))
+        Self(store, Arc::new(Mutex::new(roster)), epoch)
     }
 
     pub(super) async fn submit(&self, record: &JobRecord) -> StoreResult<Submission> {
@@ -114,15 +125,29 @@ impl JobStore {
         }
     }
 
-    /// Writes the result; one that is there already stands.
-    pub(super) async fn finish(&self, status: &JobStatus) -> StoreResult<()> {
+    /// Writes the result; one that is there already stands. The epoch is read before, for a former leader must not end a job that its
+    /// successor runs. One that is replaced between this and its write still does: that result counts for the leader after the next.
+    pub(super) async fn finish(
+        &self,
+        guard: &dyn EpochGuard,
+        status: &JobStatus,
+    ) -> Result<(), FinishError> {
         let result = JobResult {
             version: VERSION,
             status: status.clone(),
         };
-        create(&*self.0, &result_key(status.summary.job), encode(&result))
-            .await
-            .map(|_| ())
+        self.leads(guard).await?;
+        create(&*self.0, &result_key(status.summary.job), encode(&result)).await?;
+        // Whoever began to lead meanwhile may have looked for it too early, and run the job: nobody is told that it has ended.
+        self.leads(guard).await
+    }
+
+    async fn leads(&self, guard: &dyn EpochGuard) -> Result<(), FinishError> {
+        let current = guard.current_epoch().await?;
+        if current > self.2 {
+            return Err(FinishError::Fenced(current));
+        }
+        Ok(())
     }
 
     /// Drops an ended job.

@@ -1,13 +1,19 @@
 //! The real JobManager with scripted TaskManagers: what outlives a process, a leader, a broken actor.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::store::{JobStore, StoredJob};
 use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd};
 use crate::checkpoint::Store;
+use crate::checkpoint::testing::{Fault, MemoryStore};
 use crate::fault::{ActorAddress, ActorFault, Injection};
+use crate::job_master::WAITERS_MAX;
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, ToTaskManager};
 use crate::model::*;
-use crate::testing::cluster::{Behaviour, Cluster, running, until};
+use crate::testing::cluster::{Cluster, until};
 use crate::testing::graph;
+use crate::testing::task_manager::{Behaviour, FakeTaskManager, io, running};
 
 const JOB: JobId = JobId(7);
 
@@ -92,28 +98,19 @@ async fn the_next_leader_stops_what_runs_and_restores_it_in_place() {
     first.until_state(JOB, JobState::Running).await;
     first.coordinators.0.lock().unwrap().newest = 3;
     let log = first.log();
-    first.handle.control().shutdown();
-    let Cluster {
-        handle,
-        coordinators,
-        stores,
-        task_managers,
-    } = first;
-    assert_eq!(handle.join().await, JobManagerEnd::Shutdown);
+    let left = first.end().await;
     assert_eq!(
-        coordinators.0.lock().unwrap().log,
+        left.coordinators.0.lock().unwrap().log,
         log,
         "nothing was touched"
     );
 
-    let mut second = Cluster::lead(2, stores, coordinators).await;
+    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
     // They come in another order, and a fresh one is faster.
     second.add(3, running());
-    for tm in task_managers.iter().rev() {
+    for tm in left.task_managers.iter().rev() {
         assert_eq!(tm.running().len(), 2);
-        let tm = tm.moved_to(second.handle.peer_events());
-        tm.register(1);
-        second.task_managers.push(tm);
+        second.welcome(std::slice::from_ref(tm));
     }
     let status = second.until_recovered(JOB, 1).await;
     assert_eq!(status.recoveries[0].restored, (6, 0), "all in place");
@@ -133,15 +130,8 @@ async fn an_ended_job_stays_in_the_list_of_the_next_leader_and_does_not_run_agai
     let first = Cluster::start(&[3], std::sync::Arc::new(|_| Behaviour::RunToTheEnd)).await;
     first.submit(&keyed()).await;
     let status = first.until_state(JOB, JobState::Finished).await;
-    first.handle.control().shutdown();
-    let Cluster {
-        handle,
-        coordinators,
-        stores,
-        ..
-    } = first;
-    handle.join().await;
-    let mut second = Cluster::lead(2, stores, coordinators).await;
+    let left = first.end().await;
+    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
     let tm = second.add(3, running());
     assert_eq!(second.status(JOB).await, status);
     let answer = second.request(ClientRequest::Cancel(JOB)).await;
@@ -149,6 +139,130 @@ async fn an_ended_job_stays_in_the_list_of_the_next_leader_and_does_not_run_agai
     second.submit(&keyed()).await;
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
     assert_eq!(tm.running(), []);
+}
+
+/// Lets no result be stored, and counts the tries.
+fn refuse_results(cluster: &Cluster) -> Arc<AtomicU32> {
+    let tries = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&tries);
+    let store = cluster.stores.at("memory://ha");
+    store.faults(move |operation, key| {
+        let is_meant = operation == "create" && key.ends_with("/result");
+        is_meant.then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Fault::Fail
+        })
+    });
+    tries
+}
+
+async fn until_tried(tries: &AtomicU32, times: u32) {
+    until("tries to store the result", async || {
+        (tries.load(Ordering::SeqCst) >= times).then_some(())
+    })
+    .await;
+}
+
+/// Its coordinator cannot start, so that no record says how it ends: the result alone keeps the next leader from running it again.
+#[tokio::test(start_paused = true)]
+async fn a_job_has_ended_for_nobody_before_its_result_is_stored() {
+    let first = Cluster::start(&[1, 1, 1], running()).await;
+    first.submit(&keyed()).await;
+    first.until_state(JOB, JobState::Running).await;
+    let left = first.end().await;
+    left.coordinators.0.lock().unwrap().start_errors = vec![io("the store is down"); 9];
+    let second = Cluster::lead(2, left.stores, left.coordinators).await;
+    let tries = refuse_results(&second);
+    let cancel = || second.request(ClientRequest::Cancel(JOB));
+    let late = async {
+        until_tried(&tries, 1).await;
+        futures::future::join_all((0..=WAITERS_MAX).map(|_| cancel())).await
+    };
+    let look = async {
+        until_tried(&tries, 3).await;
+        let status = second.status(JOB).await;
+        assert_eq!(status.summary.state, JobState::Cancelling);
+        assert_eq!(status.note.as_deref(), Some("storing the job's result"));
+        second.stores.at("memory://ha").heal();
+    };
+    let (answer, late, ()) = tokio::join!(cancel(), late, look);
+    assert_eq!(answer, Ok(ClientResponse::Canceled));
+    let (waited, refused): (Vec<_>, Vec<_>) = late.into_iter().partition(Result::is_ok);
+    assert_eq!(waited, vec![answer; WAITERS_MAX]);
+    assert!(
+        matches!(&refused[..], [Err(RpcError::Refused(_))]),
+        "{refused:?}"
+    );
+
+    let left = second.end().await;
+    let mut third = Cluster::lead(3, left.stores, left.coordinators).await;
+    let tm = third.add(3, running());
+    let status = third.until_state(JOB, JobState::Canceled).await;
+    let has_no_record = |n: &String| n.contains("last record could not be written");
+    assert!(
+        status.notices.iter().any(has_no_record),
+        "{:?}",
+        status.notices
+    );
+    assert_eq!(tm.running(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_ends_without_waiting_for_a_result_and_tries_no_more() {
+    let cluster = Cluster::start(&[3], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let tries = refuse_results(&cluster);
+    let shutdown = async {
+        until_tried(&tries, 2).await;
+        cluster.handle.control().shutdown();
+    };
+    let (answer, ()) = tokio::join!(cluster.request(ClientRequest::Cancel(JOB)), shutdown);
+    assert!(
+        matches!(answer, Err(RpcError::Closed { .. })),
+        "nobody says that it is cancelled: {answer:?}"
+    );
+    cluster.end().await;
+    let tried = tries.load(Ordering::SeqCst);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(tries.load(Ordering::SeqCst), tried);
+}
+
+/// It has been replaced, before it asks who leads or while it writes, and has not noticed yet: its successor may run the job.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_replaced_ends_no_job() {
+    for is_late in [false, true] {
+        let cluster = Cluster::start(&[3], running()).await;
+        cluster.submit(&keyed()).await;
+        cluster.until_state(JOB, JobState::Running).await;
+        let store = cluster.stores.at("memory://ha");
+        let claim = |store: &MemoryStore| store.insert("epoch-2", &b"somebody"[..]);
+        if !is_late {
+            claim(&store);
+        }
+        let (mut failures, claimed) = (2, Arc::clone(&store));
+        store.faults(move |operation, key| match operation {
+            // An epoch that cannot be read is asked for again, and not taken for ours.
+            "get" if key == "epoch-2" && failures > 0 => {
+                failures -= 1;
+                Some(Fault::Fail)
+            }
+            "create" if key.ends_with("/result") => {
+                claim(&claimed);
+                None
+            }
+            _ => None,
+        });
+        let answer = cluster.request(ClientRequest::Cancel(JOB)).await;
+        assert!(matches!(answer, Err(RpcError::Closed { .. })), "{answer:?}");
+        let end = cluster.handle.join().await;
+        assert!(
+            matches!(&end, JobManagerEnd::Fenced(why) if why.contains("epoch 2 leads now")),
+            "{end:?}"
+        );
+        let result = store.read(&format!("jobs/{JOB}/result"));
+        assert_eq!(result.is_some(), is_late);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,8 +411,7 @@ async fn a_process_that_takes_over_a_name_replaces_its_predecessor() {
     cluster.submit(&keyed()).await;
     cluster.until_state(JOB, JobState::Running).await;
     let old = cluster.task_managers[0].clone();
-    let mut new =
-        crate::testing::cluster::FakeTaskManager::new(cluster.handle.peer_events(), 999, running());
+    let mut new = FakeTaskManager::new(cluster.handle.peer_events(), 999, running());
     new.location.resource = old.location.resource.clone();
     new.register(1);
     let status = cluster.until_recovered(JOB, 1).await;
@@ -321,7 +434,7 @@ async fn the_next_leader_knows_the_history_and_what_the_strategy_has_used_up() {
     first.coordinators.0.lock().unwrap().newest = 3;
     let fail = |cluster: &Cluster| {
         let (tm, attempt) = cluster.running()[0].clone();
-        tm.fail(attempt, crate::testing::cluster::io("sink"));
+        tm.fail(attempt, io("sink"));
     };
     for n in 1..=2 {
         fail(&first);
@@ -337,21 +450,9 @@ async fn the_next_leader_knows_the_history_and_what_the_strategy_has_used_up() {
         (past.history?.recoveries == before.recoveries).then_some(())
     })
     .await;
-    first.handle.control().shutdown();
-    let Cluster {
-        handle,
-        coordinators,
-        stores,
-        task_managers,
-    } = first;
-    handle.join().await;
-
-    let mut second = Cluster::lead(2, stores, coordinators).await;
-    for tm in &task_managers {
-        let tm = tm.moved_to(second.handle.peer_events());
-        tm.register(1);
-        second.task_managers.push(tm);
-    }
+    let left = first.end().await;
+    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
+    second.welcome(&left.task_managers);
     let status = second.until_recovered(JOB, 3).await;
     assert_eq!(status.recoveries[..2], before.recoveries);
     assert_eq!(status.recoveries[2].number, 3);
@@ -378,26 +479,15 @@ async fn what_the_strategy_has_forgotten_stays_forgotten() {
     first.submit(&keyed()).await;
     first.until_state(JOB, JobState::Running).await;
     let (tm, attempt) = first.running()[0].clone();
-    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    tm.fail(attempt, io("sink"));
     first.until_recovered(JOB, 1).await;
     tokio::time::sleep(2 * crate::restart::FIXED_DELAY_RESET).await;
-    first.handle.control().shutdown();
-    let Cluster {
-        handle,
-        coordinators,
-        stores,
-        task_managers,
-    } = first;
-    handle.join().await;
-    let mut second = Cluster::lead(2, stores, coordinators).await;
-    for tm in &task_managers {
-        let tm = tm.moved_to(second.handle.peer_events());
-        tm.register(1);
-        second.task_managers.push(tm);
-    }
+    let left = first.end().await;
+    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
+    second.welcome(&left.task_managers);
     second.until_recovered(JOB, 2).await;
     let (tm, attempt) = second.running()[0].clone();
-    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    tm.fail(attempt, io("sink"));
     let status = second.until_recovered(JOB, 3).await;
     let decision = &status.recoveries[2].decision;
     assert!(decision.contains("attempt 1 of 3"), "{decision}");
@@ -416,18 +506,11 @@ async fn a_history_that_cannot_be_stored_or_read_costs_nothing_else() {
             .then_some(crate::checkpoint::testing::Fault::Slow(forever))
     });
     let (tm, attempt) = first.running()[0].clone();
-    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    tm.fail(attempt, io("sink"));
     first.until_recovered(JOB, 1).await;
     store.insert(&format!("jobs/{JOB}/history/1"), &b"rubbish"[..]);
-    first.handle.control().shutdown();
-    let Cluster {
-        handle,
-        coordinators,
-        stores,
-        ..
-    } = first;
-    handle.join().await;
-    let mut second = Cluster::lead(2, stores, coordinators).await;
+    let left = first.end().await;
+    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
     second.add(3, running());
     let status = second.until_recovered(JOB, 1).await;
     assert_eq!(status.recoveries.len(), 1, "only that of the second leader");
@@ -516,7 +599,7 @@ async fn a_taskmanager_speaks_for_its_own_tasks_only() {
     let (one, other) = (&cluster.task_managers[0], &cluster.task_managers[1]);
     one.register(1);
     let foreign = other.running()[0];
-    one.fail(foreign, crate::testing::cluster::io("not mine"));
+    one.fail(foreign, io("not mine"));
     // Claims to run tasks that no job has, of an epoch that nobody leads in.
     let mut invented = one.running()[0];
     invented.subtask = SubtaskIndex(u32::MAX);
@@ -554,7 +637,7 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
     };
     let newest = has_checkpoint(&first, 2).await;
     let (tm, attempt) = first.running()[0].clone();
-    tm.fail(attempt, crate::testing::cluster::io("sink"));
+    tm.fail(attempt, io("sink"));
     let status = first.until_recovered(JOB, 1).await;
     let restored = status.recoveries[0].checkpoint.unwrap();
     assert!(restored >= newest, "{restored} {newest}");
@@ -568,21 +651,10 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
     };
     assert!(path.starts_with("memory://savepoints"), "{path}");
     let newest = has_checkpoint(&first, restored.0).await;
-    first.handle.control().shutdown();
-    let Cluster {
-        handle,
-        stores,
-        task_managers,
-        ..
-    } = first;
-    handle.join().await;
 
-    let mut second = Cluster::lead_for_real(2, std::sync::Arc::clone(&stores)).await;
-    for tm in &task_managers {
-        let tm = tm.moved_to(second.handle.peer_events());
-        tm.register(1);
-        second.task_managers.push(tm);
-    }
+    let left = first.end().await;
+    let mut second = Cluster::lead_for_real(2, left.stores).await;
+    second.welcome(&left.task_managers);
     let status = second.until_recovered(JOB, 2).await;
     assert_eq!(status.recoveries[0].checkpoint, Some(restored));
     assert!(status.recoveries[1].checkpoint.unwrap() >= newest);
@@ -596,10 +668,9 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
         panic!("{answer:?}");
     };
     assert_eq!(second.status(JOB).await.summary.state, JobState::Finished);
-    second.handle.control().shutdown();
-    second.handle.join().await;
 
     // Even when the result is lost, the job's own last record keeps it from running again.
+    let stores = second.end().await.stores;
     stores
         .at("memory://ha")
         .remove(&format!("jobs/{JOB}/result"));
@@ -612,7 +683,7 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
 /// The result and the history are lost with the leader's store, the job's last record is not (simulator seed 18803): it was no internal error.
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_finds_only_the_last_record_tells_by_what_the_job_failed() {
-    let refused = crate::testing::cluster::io("sink refused");
+    let refused = io("sink refused");
     let behaviour = Behaviour::FailRunning(refused.clone());
     let mut first = Cluster::lead_for_real(1, std::sync::Arc::default()).await;
     first.add(3, std::sync::Arc::new(move |_| behaviour.clone()));
@@ -620,9 +691,7 @@ async fn a_leader_that_finds_only_the_last_record_tells_by_what_the_job_failed()
     let failure = first.until_state(JOB, JobState::Failed).await.failure;
     let failure = failure.unwrap();
     assert_eq!(failure.kind, refused);
-    first.handle.control().shutdown();
-    let Cluster { handle, stores, .. } = first;
-    handle.join().await;
+    let stores = first.end().await.stores;
     let store = stores.at("memory://ha");
     for key in store.keys() {
         if key.starts_with(&format!("jobs/{JOB}/")) && !key.ends_with("/graph") {

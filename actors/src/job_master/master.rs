@@ -51,7 +51,8 @@ pub(super) struct Preparation {
     is_choice_asked: bool,
     choice: Option<Result<RestoreChoice, FailureKind>>,
     pub(super) slots: Slots,
-    is_slot_timer_armed: bool,
+    /// Since when the open request for slots keeps the job waiting; not while the delay runs.
+    slots_awaited: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +141,7 @@ impl Master {
             is_choice_asked: false,
             choice: None,
             slots: Slots::NotAsked,
-            is_slot_timer_armed: false,
+            slots_awaited: None,
         });
         Self {
             myself,
@@ -366,13 +367,26 @@ impl Master {
             }
             CoordinatorEvent::Aborted { checkpoint, reason } => {
                 tracing::warn!(%job, %checkpoint, reason, "checkpoint aborted");
-                self.send_to_all(&ToTaskManager::NotifyCheckpointAborted { job, checkpoint });
+                // Also to where no task lives any more: what was collected for it would stay there. Not after the release, which dropped
+                // everything.
+                if !matches!(
+                    self.phase,
+                    Phase::Ending {
+                        stage: EndStage::Releasing | EndStage::Terminating,
+                        ..
+                    }
+                ) {
+                    for peer in self.peers.values() {
+                        (peer.send)(ToTaskManager::NotifyCheckpointAborted { job, checkpoint });
+                    }
+                }
                 // A final checkpoint is taken again by the coordinator itself.
                 self.tell_history();
             }
             CoordinatorEvent::Failure(kind) => {
                 self.fail(TaskFailure::of_job(kind), &[], None);
             }
+            CoordinatorEvent::Held => self.drain(),
             CoordinatorEvent::Fenced { epoch } => {
                 self.fenced(format!("epoch {epoch} has taken the job's records over"));
             }
@@ -385,11 +399,17 @@ impl Master {
             Timer::Delay => {}
             Timer::Release => self.release_no_longer(),
             Timer::Slots => {
+                let now = self.now();
+                let timeout = self.options.graph.settings.slot_request_timeout;
                 if let Phase::Preparing(preparation) = &self.phase
                     && let Slots::Asked { available } = preparation.slots
+                    // Else the timer is that of a request before, whose slots were lost again.
+                    && preparation
+                        .slots_awaited
+                        .is_some_and(|since| now.saturating_duration_since(since) >= timeout)
                 {
                     let needed = self.options.graph.slots_needed();
-                    let seconds = self.options.graph.settings.slot_request_timeout.as_secs();
+                    let seconds = timeout.as_secs();
                     let kind = FailureKind::NoSlots {
                         message: format!(
                             "{available} of {needed} slots after {seconds} s: start TaskManagers of build {}, or lower the parallelism",

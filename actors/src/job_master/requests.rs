@@ -16,6 +16,8 @@ pub(super) struct StopRequest {
     directory: Option<String>,
     reply: Reply,
     savepoint: StopSavepoint,
+    /// Sources have been told that their input ends.
+    is_draining: bool,
 }
 
 enum StopSavepoint {
@@ -29,7 +31,7 @@ enum StopSavepoint {
 
 impl StopRequest {
     pub(super) fn is_draining(&self) -> bool {
-        self.mode == StopMode::Drain
+        self.is_draining
     }
 }
 
@@ -78,10 +80,10 @@ impl Master {
 
     fn cancel(&mut self, reply: Reply) {
         match &self.phase {
-            Phase::Over(JobState::Canceled) => respond(reply, Ok(ClientResponse::Canceled)),
-            Phase::Over(state) => {
-                let state = *state;
-                refuse(reply, format!("the job is {state} already"));
+            // Too late to wait here, and its result may not be stored yet.
+            Phase::Over(_) => {
+                let why = format!("the job is {}, and over here: ask again", self.state());
+                refuse(reply, why);
             }
             Phase::Ending { .. } => {
                 self.wait_for_end(reply);
@@ -139,6 +141,7 @@ impl Master {
             directory,
             reply,
             savepoint: StopSavepoint::NotAsked,
+            is_draining: false,
         };
         match mode {
             StopMode::Suspend => {
@@ -148,12 +151,22 @@ impl Master {
                     request.directory.clone(),
                 );
             }
-            StopMode::Drain => {
-                let job = self.options.graph.job;
-                self.send_to_all(&ToTaskManager::Drain { job });
-            }
+            StopMode::Drain => self.tell_coordinator(CoordinatorMessage::Hold),
         }
         self.stop = Some(request);
+    }
+
+    /// No snapshot but the final one begins any more: sources may end with input left.
+    pub(super) fn drain(&mut self) {
+        let is_running = matches!(self.phase, Phase::Running);
+        if let Some(stop) = &mut self.stop
+            && stop.mode == StopMode::Drain
+            && is_running
+        {
+            stop.is_draining = true;
+            let job = self.options.graph.job;
+            self.send_to_all(&ToTaskManager::Drain { job });
+        }
     }
 
     /// `None`: a savepoint may be taken.
@@ -309,12 +322,8 @@ impl Master {
             Phase::Preparing(_) | Phase::Deploying { .. } if is_recovering => JobState::Restarting,
             Phase::Preparing(_) | Phase::Deploying { .. } => JobState::Created,
             Phase::Running => JobState::Running,
-            Phase::Ending { state, .. } => match state {
-                JobState::Failed => JobState::Failing,
-                JobState::Canceled => JobState::Cancelling,
-                _ => JobState::Running,
-            },
-            Phase::Over(state) => *state,
+            // Also once it is over: the JobManager tells the end when it has stored the result.
+            Phase::Ending { state, .. } | Phase::Over(state) => state.until_stored(),
         }
     }
 

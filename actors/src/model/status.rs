@@ -34,6 +34,22 @@ impl JobState {
     pub fn is_terminal(self) -> bool {
         matches!(self, Self::Failed | Self::Canceled | Self::Finished)
     }
+
+    /// What is told of a job that ends like this until its result is stored: before, the next JobManager may run it again.
+    #[must_use]
+    pub(crate) fn until_stored(self) -> Self {
+        match self {
+            Self::Failed => Self::Failing,
+            Self::Canceled => Self::Cancelling,
+            Self::Finished => Self::Running,
+            Self::Created
+            | Self::Running
+            | Self::Failing
+            | Self::Cancelling
+            | Self::Restarting
+            | Self::Suspended => self,
+        }
+    }
 }
 
 impl std::fmt::Display for JobState {
@@ -221,7 +237,7 @@ pub struct RecoveryRecord {
     pub checkpoint: Option<CheckpointId>,
     /// Damaged ones that were stepped over, with the reason.
     pub skipped: Vec<String>,
-    /// Phases in ms, each from the end of the one before.
+    /// Phases in ms, each from whatever came before it in time.
     pub phases: RecoveryPhases,
     /// Subtasks rolled back in place / loaded from the store.
     pub restored: (u32, u32),
@@ -236,9 +252,9 @@ pub struct RecoveryPhases {
     pub delay_ms: Option<f64>,
     /// Waiting for slots.
     pub slots_ms: Option<f64>,
-    /// Until every task had its state.
+    /// Until every task had its state; from the first record, when that came before.
     pub restore_ms: Option<f64>,
-    /// Until the first record was processed after it.
+    /// Until the first record was processed; from the deployment, when other tasks were still loading.
     pub first_record_ms: Option<f64>,
     /// From detection to the first record.
     pub total_ms: Option<f64>,

@@ -43,7 +43,7 @@ pub struct ListenerOptions {
     pub welcome: Arc<dyn Fn() -> Welcome + Send + Sync>,
     /// When silence is a loss.
     pub heartbeat: HeartbeatSettings,
-    /// For nonces.
+    /// For nonces and session ids.
     pub entropy: Entropy,
     /// Receives what connections report.
     pub events: PeerEvents,

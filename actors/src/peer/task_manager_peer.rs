@@ -17,8 +17,8 @@ use crate::model::message::{Hello, RpcError, ToJobManager, ToTaskManager};
 use crate::model::{FailureKind, InstanceId, LeaderEpoch, TaskManagerLocation};
 use crate::rpc::acceptor::Accepted;
 use crate::rpc::{
-    Accept, Connection, Envelope, HandshakeError, Inbox, Introduction, Link, Outbox, Wired, dial,
-    encode, wired,
+    Accept, Connection, Envelope, HandshakeError, Inbox, Introduction, Link, Outbox, SessionId,
+    Wired, dial, encode, wired,
 };
 
 /// Between two probes of a process that takes connections and breaks them; within the reconnect window.
@@ -65,6 +65,8 @@ pub(super) struct PeerState {
     connected: Connected,
     /// Of the connection; events of earlier ones are stale.
     number: u64,
+    /// Whose numbers outbox and inbox hold; `None` before the first connection.
+    session: Option<SessionId>,
     outbox: Outbox,
     inbox: Inbox,
     /// Injected: it asks for no heartbeat before.
@@ -90,6 +92,7 @@ impl Actor for TaskManagerPeer {
             epoch: LeaderEpoch(0),
             connected: Connected::Not,
             number: 0,
+            session: None,
             outbox: Outbox::default(),
             inbox: Inbox::default(),
             silent_until: None,
@@ -175,15 +178,19 @@ impl PeerState {
             return;
         };
         let epoch = welcome.epoch.unwrap_or(self.epoch);
-        let resume = resume.filter(|r| {
-            self.number > 0 && r.with == welcome.instance && r.epoch == epoch && epoch == self.epoch
-        });
+        // One that never heard of our session's start asks for a former one, whose numbers say nothing about ours.
+        let resume = resume.filter(|r| Some(r.session) == self.session && epoch == self.epoch);
         if self.number > 0 && resume.is_none() {
             // Same process, but what was under way in either direction is lost: the JobManager must not wait for it.
             self.report_lost("its session could not be resumed");
             self.outbox = Outbox::default();
             self.inbox = Inbox::default();
         }
+        let session = match resume {
+            Some(resume) => resume.session,
+            None => SessionId(self.options.entropy.u64()),
+        };
+        self.session = Some(session);
         self.number += 1;
         self.epoch = epoch;
         self.probe_address = probe_address;
@@ -202,6 +209,7 @@ impl PeerState {
             Arc::new(move |event| cast(&target, PeerMessage::Wired(number, wired(&peer, event)))),
         );
         let start = Link::Start {
+            session,
             is_resumed: resume.is_some(),
             received: self.inbox.received,
         };

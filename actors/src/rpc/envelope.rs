@@ -19,6 +19,11 @@ pub const OUTBOX_MESSAGES_MAX: usize = 1024;
 /// Bytes kept until the peer acknowledges them.
 pub const OUTBOX_BYTES_MAX: usize = 512 << 20;
 
+/// One session. Drawn anew for each: numbers begin at 1 in all of them, so that those of a former session between the same two
+/// processes would pass for this one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionId(pub u64);
+
 /// The unit on the wire, in both directions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Envelope {
@@ -33,6 +38,8 @@ pub struct Envelope {
 pub enum Link {
     /// First of the JobManager on each connection.
     Start {
+        /// Of the messages that follow.
+        session: SessionId,
         /// Whether the earlier session goes on; else both begin anew.
         is_resumed: bool,
         /// The number of the last message received in order.
@@ -55,6 +62,7 @@ pub enum Link {
 pub(crate) enum Wired<T> {
     Start {
         epoch: LeaderEpoch,
+        session: SessionId,
         is_resumed: bool,
         received: u64,
     },
@@ -77,10 +85,12 @@ pub(crate) fn wired<T: serde::de::DeserializeOwned>(
     match event {
         ConnectionEvent::Message(Envelope { epoch, link }, permit) => match link {
             Link::Start {
+                session,
                 is_resumed,
                 received,
             } => Wired::Start {
                 epoch,
+                session,
                 is_resumed,
                 received,
             },

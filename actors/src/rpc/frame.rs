@@ -25,7 +25,7 @@ use tokio_util::codec::{Decoder, Encoder, FramedRead, FramedWrite};
 
 /// Version of everything that crosses a control connection: preamble, frames and messages. Nodes of different versions refuse
 /// each other by name.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// The longest body of one frame.
 pub const FRAME_BODY_MAX: usize = 16 << 20;
 /// The longest message, over all its chunks.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
+use super::envelope::SessionId;
 use super::frame::{FrameError, MessageReader, MessageWriter, PROTOCOL_VERSION};
 use super::transport::{BoxStream, Transport};
 use crate::entropy::Entropy;
@@ -124,7 +125,7 @@ pub struct Introduction {
     pub hello: Hello,
     /// For a TaskManager: where its own listener answers [`Hello::Probe`].
     pub probe_address: Option<String>,
-    /// For a TaskManager: the last message received of an earlier connection to the same JobManager, which it wants to go on.
+    /// For a TaskManager: where the session of an earlier connection stopped, which it wants to go on.
     pub resume: Option<ResumePoint>,
 }
 
@@ -141,10 +142,8 @@ impl From<Hello> for Introduction {
 /// Where a session goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumePoint {
-    /// The JobManager process that the session was with.
-    pub with: crate::model::InstanceId,
-    /// The leadership under which it was made.
-    pub epoch: crate::model::LeaderEpoch,
+    /// The last session whose start was received: the JobManager may have begun another one meanwhile.
+    pub session: SessionId,
     /// The number of the last message received in order.
     pub received: u64,
 }
@@ -406,7 +405,7 @@ mod tests {
         ));
         let text = error.into_rpc("jm:1").to_string();
         assert!(
-            text.contains("version 7") && text.contains("2 here"),
+            text.contains("version 7") && text.contains(&format!("{PROTOCOL_VERSION} here")),
             "{text}"
         );
     }

@@ -13,7 +13,7 @@ pub use connection::{
     OUTGOING_URGENT_MAX, OnEvent, Permit,
 };
 pub(crate) use envelope::{Accept, Inbox, Outbox, Wired, wired};
-pub use envelope::{Envelope, Link, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, OutboxFull};
+pub use envelope::{Envelope, Link, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX, OutboxFull, SessionId};
 pub use frame::{
     Assembler, CHUNK_SIZE, FRAME_BODY_MAX, Frame, FrameCodec, FrameError, FrameKind, MESSAGE_MAX,
     MessageReader, MessageWriter, PROTOCOL_VERSION, decode, encode,

@@ -36,42 +36,21 @@ pub(super) fn heartbeat() -> HeartbeatSettings {
 pub(super) fn settings(host: &str) -> ClusterSettings {
     let second = Duration::from_secs(1);
     ClusterSettings {
-        cluster_id: "default".to_owned(),
-        high_availability: HighAvailability::None,
         ha_directory: "memory://ha".to_owned(),
         lease_duration: second,
         renew_interval: second,
         rpc_address: "jm".to_owned(),
         rpc_port: 1,
-        rpc_bind_port: None,
         bind_host: "jm".to_owned(),
         task_manager_host: host.to_owned(),
         task_manager_bind_host: host.to_owned(),
-        data_port: 0,
-        data_bind_port: None,
-        resource_id: None,
         task_slots: 2,
-        registration_timeout: Duration::from_secs(300),
         job_manager_grace: GRACE,
-        managed_memory: 0,
-        network_memory: 0,
         cluster_secret: Secret(SECRET.to_owned()),
         heartbeat: heartbeat(),
         ask_timeout: second,
-        s3: S3Settings {
-            endpoint: None,
-            region: None,
-            is_path_style: false,
-            access_key: None,
-            secret_key: None,
-            session_token: None,
-            connect_timeout: second,
-            read_timeout: second,
-            operation_timeout: second,
-            max_retries: 0,
-            part_size: 5 << 20,
-        },
         is_chaos_enabled: true,
+        ..Settings::default().cluster
     }
 }
 
@@ -98,31 +77,8 @@ pub(super) fn graph() -> JobGraph {
         edges: Vec::new(),
         settings: JobSettings {
             parallelism: 2,
-            max_parallelism: None,
-            checkpointing: CheckpointSettings {
-                interval: None,
-                mode: CheckpointingMode::ExactlyOnce,
-                timeout: Duration::from_secs(600),
-                min_pause: Duration::ZERO,
-                max_concurrent: 1,
-                tolerable_failed: 0,
-                num_retained: 1,
-                retention: ExternalizedRetention::RetainOnCancellation,
-                is_incremental: false,
-                inline_threshold: 0,
-                directory: "memory://chk".to_owned(),
-                savepoint_directory: None,
-                allow_repeat: false,
-            },
-            restart: RestartSettings {
-                strategy: RestartStrategy::None,
-                is_strict: false,
-            },
-            buffer_timeout: Duration::ZERO,
             cancellation_timeout: CANCELLATION,
-            slot_request_timeout: Duration::from_secs(300),
-            checkpoint_history_size: 10,
-            exception_history_size: 16,
+            ..JobSettings::default()
         },
         start_from: None,
     }

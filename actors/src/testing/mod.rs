@@ -1,12 +1,13 @@
 //! Graphs and settings for the tests of this crate.
 
+pub(crate) mod cluster;
+mod coordinators;
+pub(crate) mod task_manager;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use perennial_config::{
-    CheckpointSettings, CheckpointingMode, ExternalizedRetention, JobSettings, RestartSettings,
-    RestartStrategy,
-};
+use perennial_config::{CheckpointSettings, JobSettings, RestartSettings, RestartStrategy};
 
 use crate::model::{
     BuildId, EdgeId, Exchange, JobEdge, JobGraph, JobId, JobVertex, OperatorId, OperatorInfo,
@@ -61,22 +62,10 @@ pub(crate) fn graph(parallelism: &[u32], edges: &[(u32, u32, Exchange)]) -> JobG
 /// Fixed delay of 3 x 1 s, checkpoints every second.
 pub(crate) fn job_settings() -> JobSettings {
     JobSettings {
-        parallelism: 1,
-        max_parallelism: None,
         checkpointing: CheckpointSettings {
             interval: Some(Duration::from_secs(1)),
-            mode: CheckpointingMode::ExactlyOnce,
-            timeout: Duration::from_secs(600),
-            min_pause: Duration::ZERO,
-            max_concurrent: 1,
-            tolerable_failed: 0,
-            num_retained: 1,
-            retention: ExternalizedRetention::NoExternalizedCheckpoints,
-            is_incremental: true,
-            inline_threshold: 20 * 1024,
             directory: "memory://checkpoints".to_owned(),
-            savepoint_directory: None,
-            allow_repeat: false,
+            ..JobSettings::default().checkpointing
         },
         restart: RestartSettings {
             strategy: RestartStrategy::FixedDelay {
@@ -85,12 +74,8 @@ pub(crate) fn job_settings() -> JobSettings {
             },
             is_strict: false,
         },
-        buffer_timeout: Duration::from_millis(10),
         cancellation_timeout: Duration::from_secs(30),
         slot_request_timeout: Duration::from_secs(60),
-        checkpoint_history_size: 10,
-        exception_history_size: 16,
+        ..JobSettings::default()
     }
 }
-
-pub(crate) mod cluster;

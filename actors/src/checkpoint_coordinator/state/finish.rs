@@ -235,19 +235,25 @@ impl State {
                         tracing::warn!(%checkpoint, %error, "the record is written nevertheless");
                     }
                 }
-                let fate = ledger
+                let decision = ledger
                     .write(checkpoint, intent.outcome(), intent.on_failure())
                     .await;
                 Message::Decided {
                     checkpoint,
                     intent,
-                    fate,
+                    decision,
                 }
             });
         }
     }
 
-    pub(super) fn on_decided(&mut self, checkpoint: CheckpointId, intent: Intent, fate: Fate) {
+    pub(super) fn on_decided(
+        &mut self,
+        checkpoint: CheckpointId,
+        intent: Intent,
+        decision: Decision,
+    ) {
+        let Decision { fate, refusal } = decision;
         if let Fate::Fenced { epoch } = fate
             && !self.config.faults.is_sabotaged(Sabotage::IgnoreEpoch)
         {
@@ -263,9 +269,16 @@ impl State {
                 self.on_completed(checkpoint);
             }
             (Intent::Complete(_), _not_written) => {
+                // Over the same base the next record would be as long, and none would be written any more.
+                if refusal.is_some() {
+                    self.base = None;
+                }
                 if let Some(c) = self.completing.remove(&checkpoint) {
-                    let text = "its record could not be written";
-                    self.give_up_decided(checkpoint, c, Reason::FinalizeFailure, text);
+                    let text = match refusal {
+                        Some(error) => format!("its record could not be written: {error}"),
+                        None => "its record could not be written".to_owned(),
+                    };
+                    self.give_up_decided(checkpoint, c, Reason::FinalizeFailure, &text);
                 }
             }
             (Intent::Abort(_), _any) => {}

@@ -12,13 +12,8 @@ impl State {
             .collect()
     }
 
-    pub(super) fn retain(&mut self) {
-        if self.is_retaining {
-            return; // The next completion comes by again.
-        }
-        let num_retained = self.config.graph.settings.checkpointing.num_retained;
-        let retained: BTreeMap<CheckpointId, Retained<'_>> = self
-            .completed
+    fn retained(&self) -> BTreeMap<CheckpointId, Retained<'_>> {
+        self.completed
             .iter()
             .filter_map(|(n, c)| {
                 Some((
@@ -30,7 +25,26 @@ impl State {
                     },
                 ))
             })
-            .collect();
+            .collect()
+    }
+
+    /// How many may go and have to wait, because those before them are still being deleted.
+    pub(super) fn undeleted(&self) -> u32 {
+        if !self.is_retaining {
+            return 0; // The next completion takes them all.
+        }
+        let num_retained = self.config.graph.settings.checkpointing.num_retained;
+        let retained = self.retained();
+        let kept = checkpoint::kept(&retained, num_retained, &self.pinned());
+        (retained.len() - kept.len()) as u32
+    }
+
+    pub(super) fn retain(&mut self) {
+        if self.is_retaining {
+            return; // The next completion comes by again.
+        }
+        let num_retained = self.config.graph.settings.checkpointing.num_retained;
+        let retained = self.retained();
         let pinned = self.pinned();
         let plan = checkpoint::retention_plan(&retained, num_retained, &pinned);
         let kept = checkpoint::kept(&retained, num_retained, &pinned);
@@ -135,12 +149,13 @@ impl State {
         let settings = &self.config.graph.settings.checkpointing;
         let survives = checkpoint::survives(ending.state, settings.retention);
         let is_readable = self.completed.values().all(|c| c.manifest.is_some());
+        // Order matters: until they are retired their records stand, and a successor that clears up must find them.
+        let hint = self.hint();
         let retire: Vec<_> = if survives {
             Vec::new()
         } else {
             std::mem::take(&mut self.completed).into_keys().collect()
         };
-        let hint = self.hint();
         let needed = self.needed();
         let ledger = self.ledger.clone();
         self.spawn(async move {
@@ -154,6 +169,7 @@ impl State {
                 // Nothing follows the end: whatever is under way belongs to nobody any more.
                 io::sweep(&ledger, CheckpointId(u64::MAX), needed, patience).await;
             }
+            io::sweep_unfinished(&*ledger.store).await;
             Message::Ended
         });
     }

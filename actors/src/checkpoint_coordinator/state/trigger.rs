@@ -57,12 +57,13 @@ impl State {
                 .any(|kind| matches!(kind, SnapshotKind::StopWithSavepoint | SnapshotKind::Final));
             let load = Load {
                 pending: (self.underway.len() + self.completing.len()) as u32,
+                undeleted: self.undeleted(),
                 is_sequence_full: self.sequence.undecided() >= UNDECIDED_MAX,
                 is_stopping: is_stopping || self.ending.is_some(),
             };
             let now = self.now();
             match self.queue.next(now, load) {
-                None => return,
+                None => return self.tell_if_held(),
                 Some(Begin::Periodic) => self.begin(SnapshotKind::Checkpoint, None, now),
                 Some(Begin::Final) => {
                     let request = self.final_savepoint.take();
@@ -70,6 +71,14 @@ impl State {
                 }
                 Some(Begin::Savepoint(request)) => self.begin(request.kind, Some(request), now),
             }
+        }
+    }
+
+    /// Nothing that was asked for before is left to begin.
+    fn tell_if_held(&mut self) {
+        if self.is_hold_asked && self.queue.has_no_savepoints() {
+            self.is_hold_asked = false;
+            self.emit(CoordinatorEvent::Held);
         }
     }
 

@@ -78,6 +78,43 @@ async fn a_timeout_whose_write_lands_later_is_decided_once_and_stays_decided() {
     assert_eq!(leader.restored().await, Some(3));
 }
 
+/// Over the same base the next record would be too long as well, and so on for ever.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_too_long_says_so_and_the_next_checkpoint_is_whole() {
+    let mut world = World::new();
+    world.checkpointing().tolerable_failed = 5;
+    let mut leader = world.lead(1).await;
+    leader.run();
+    leader.checkpoint(&world).await;
+    let plans = leader.trigger().await;
+    assert_eq!(plans[0].1.barrier.base, Some(CheckpointId(2)));
+    let half = Bytes::from(vec![0_u8; (RECORD_LEN_MAX / 2) as usize]);
+    for (instance, plan) in &plans {
+        let mut ack = ack_for(&world.stores, *instance, plan);
+        for operator in ack.subtasks.iter_mut().flat_map(|s| &mut s.operators) {
+            if let Some(segment) = &mut operator.keyed {
+                segment.data = DataRef::Inline(half.clone());
+            }
+        }
+        leader.handle.send(CoordinatorMessage::Ack {
+            instance: *instance,
+            ack: Box::new(ack),
+        });
+    }
+    let (n, told) = leader.aborted().await;
+    let Some(RecordOutcome::Aborted { reason }) = world.outcome(3) else {
+        panic!("decided as aborted");
+    };
+    assert_eq!(n, CheckpointId(3));
+    for text in [told, reason] {
+        assert!(text.contains("above the limit"), "{text}");
+    }
+    let plans = leader.trigger().await;
+    assert_eq!(plans[0].1.barrier.base, None);
+    leader.ack(&world.stores, &plans);
+    assert_eq!(leader.completed().await, CheckpointId(4));
+}
+
 #[tokio::test(start_paused = true)]
 async fn sixteen_racing_creators_end_with_one_winner() {
     for seed in 0..20 {
@@ -106,6 +143,7 @@ async fn sixteen_racing_creators_end_with_one_winner() {
                 ledger
                     .write(CheckpointId(1), outcome, OnFailure::Repeat)
                     .await
+                    .fate
             })
         });
         let fates: Vec<Fate> = futures::future::join_all(writers)

@@ -36,6 +36,30 @@ async fn a_checkpoint_that_the_end_of_the_job_cut_off_is_not_the_last_completed_
     assert_eq!(answer.await.unwrap(), Some(first));
 }
 
+/// Behind what was asked for before; then nothing begins but the final checkpoint, until tasks run anew.
+#[tokio::test(start_paused = true)]
+async fn no_checkpoint_begins_while_the_job_is_drained() {
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    leader.checkpoint(&world).await;
+    let savepoint = leader.savepoint(SnapshotKind::Savepoint, None);
+    leader.handle.send(CoordinatorMessage::Hold);
+    let plans = leader.trigger().await;
+    assert_eq!(plans[0].1.barrier.kind, SnapshotKind::Savepoint);
+    leader.ack(&world.stores, &plans);
+    savepoint.await.unwrap().unwrap();
+    while !matches!(leader.event().await, CoordinatorEvent::Held) {}
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    leader.handle.send(CoordinatorMessage::AllAwaitingFinal);
+    let plans = leader.trigger().await;
+    assert_eq!(plans[0].1.barrier.kind, SnapshotKind::Final);
+    leader.suspend();
+    leader.run();
+    let plans = leader.trigger().await;
+    assert_eq!(plans[0].1.barrier.kind, SnapshotKind::Checkpoint);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_savepoint_is_whole_commits_nothing_and_starts_another_job() {
     let mut world = World::new();

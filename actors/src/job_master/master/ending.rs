@@ -116,7 +116,9 @@ impl Master {
         tracing::info!(job = %self.options.graph.job, %state, message, "job ends");
         let (terminate_reply, terminated) = oneshot::channel();
         let (status_reply, history) = oneshot::channel();
-        let has_coordinator = self.coordinator.is_some();
+        // None was needed: the record was there. One that never started has written none, and the result alone tells of the end.
+        let has_record =
+            self.coordinator.is_none() && self.coordinator_state == CoordinatorState::Started;
         self.tell_coordinator(CoordinatorMessage::Status(status_reply));
         self.tell_coordinator(CoordinatorMessage::Terminate {
             state,
@@ -126,8 +128,7 @@ impl Master {
         let myself = self.myself.clone();
         tokio::spawn(async move {
             let checkpoints = history.await.unwrap_or_default();
-            // Without a coordinator there is no record that could be missed.
-            let is_durable = terminated.await.is_ok() || !has_coordinator;
+            let is_durable = terminated.await.is_ok() || has_record;
             cast(
                 &myself,
                 JobMasterMessage::Terminated {
@@ -182,6 +183,7 @@ impl Master {
         self.ended_ms = Some(self.options.clock.wall_ms());
         self.phase = Phase::Over(state);
         let mut status = self.status();
+        status.summary.state = state;
         status.checkpoints = checkpoints;
         let answers = self.final_answers(state);
         (self.options.reports)(JobMasterReport::Ended {

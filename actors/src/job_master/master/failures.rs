@@ -187,8 +187,9 @@ impl Master {
 
     /// `counted`: restarts that this one was counted as.
     fn restart(&mut self, failed: &[SubtaskId], now: Instant, delay: Duration, mut counted: u32) {
-        // Regions that are finished or drained do not fit others that run on: then all go back together.
-        let is_whole_job = self.may_finish || self.stop.is_some();
+        // Regions that are finished or drained do not fit others that run on: then all go back together. A final checkpoint that was asked
+        // for may still complete, and finishes those that run on.
+        let is_whole_job = self.may_finish || self.is_final_asked || self.stop.is_some();
         self.suspend_checkpoints("tasks are being restarted");
         self.abandon_stop();
         let mut tasks = self
@@ -221,7 +222,7 @@ impl Master {
             is_choice_asked: has_choice,
             choice: kept,
             slots,
-            is_slot_timer_armed: false,
+            slots_awaited: None,
         });
         self.arm(delay, self.wave, Timer::Delay);
     }

@@ -77,8 +77,8 @@ impl Master {
             return false;
         }
         if preparation.slots != Slots::Granted {
-            if !preparation.is_slot_timer_armed {
-                preparation.is_slot_timer_armed = true;
+            if preparation.slots_awaited.is_none() {
+                preparation.slots_awaited = Some(now);
                 let timeout = self.options.graph.settings.slot_request_timeout;
                 self.arm(timeout, wave, Timer::Slots);
             }

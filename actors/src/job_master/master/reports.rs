@@ -174,6 +174,7 @@ impl Master {
             // Nothing is ever deployed to it again; the JobManager answers an open request anew by itself.
             if preparation.slots == Slots::Granted {
                 preparation.slots = Slots::NotAsked;
+                preparation.slots_awaited = None;
             }
         }
         let failure = TaskFailure::of_job(cause);
@@ -215,16 +216,12 @@ impl Master {
                 .executions
                 .get(id)
                 .is_some_and(|e| e.state == TaskState::Canceling);
+            // What `running` does not name may run nevertheless: it may be older than an order to deploy that arrived since. So nothing is
+            // over before its TaskManager says so, which answers `Stop` also for what it does not have.
             match (running.contains(&attempt), is_stopping) {
-                (true, true) => stop_again.push(attempt),
+                (_, true) => stop_again.push(attempt),
                 (true, false) => {}
-                (false, true) => {
-                    self.executions.apply(&attempt, TaskReport::Canceled);
-                }
-                (false, false) => {
-                    self.executions.apply(&attempt, TaskReport::Failed);
-                    failed.push((id, attempt));
-                }
+                (false, false) => failed.push((id, attempt)),
             }
         }
         if !stop_again.is_empty() {
