@@ -57,6 +57,13 @@ pub(super) trait Index<Q, V>: Default + Send + 'static {
     fn insert(&mut self, shard: usize, key: &Q, content: &V);
     /// An entry is live no more.
     fn remove(&mut self, shard: usize, key: &Q);
+    /// An entry is live; `before` is its part until now, `None` if it was not.
+    #[inline]
+    fn update(&mut self, shard: usize, key: &Q, before: Option<Self::Part>, content: &V) {
+        if before != Some(Self::part(content)) {
+            self.insert(shard, key, content);
+        }
+    }
     /// For timers: the earliest time.
     fn first_time(&self) -> Option<Timestamp> {
         None
@@ -263,17 +270,14 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
                     }
                     entry.since = intervals.current;
                 }
-                let part = entry.cell.as_ref().map(I::part);
+                let before = entry.cell.as_ref().map(I::part);
                 // Order matters: the pre-image is in the log before user code sees the entry, and a panic leaves the flag set.
                 intervals.is_mutating = true;
                 let result = change(&mut entry.cell);
                 intervals.is_mutating = false;
                 match &entry.cell {
                     None => self.bury(at, intervals, place),
-                    Some(content) if part != Some(I::part(content)) => {
-                        self.index.insert(at, &entry.key, content);
-                    }
-                    Some(_) => {}
+                    Some(content) => self.index.update(at, &entry.key, before, content),
                 }
                 return Ok(result);
             }
@@ -307,7 +311,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
             let place = found.bucket_index() as u32;
             let entry = found.get_mut();
             if let Some(old) = entry.cell.take() {
-                let part = I::part(&old);
+                let before = Some(I::part(&old));
                 entry.cell = cell;
                 if entry.since == intervals.current {
                     log.complete(intervals, place, entry.mark, old);
@@ -321,10 +325,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
                 }
                 match &entry.cell {
                     None => self.bury(at, intervals, place),
-                    Some(content) if part != I::part(content) => {
-                        self.index.insert(at, &entry.key, content);
-                    }
-                    Some(_) => {}
+                    Some(content) => self.index.update(at, &entry.key, before, content),
                 }
                 return Ok(());
             }
@@ -457,7 +458,7 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
                         return false;
                     };
                     let current = entry.cell.take();
-                    let part = current.as_ref().map(I::part);
+                    let before = current.as_ref().map(I::part);
                     entry.cell = match record.old {
                         None => None,
                         Some(old) => match C::restore(old, current) {
@@ -466,20 +467,16 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
                         },
                     };
                     entry.since = record.old_since;
-                    match (&part, &entry.cell) {
+                    match (before, &entry.cell) {
                         (None, None) => {}
                         (Some(_), None) => {
                             self.index.remove(at, &entry.key);
                             self.live -= 1;
                         }
-                        (None, Some(content)) => {
-                            self.index.insert(at, &entry.key, content);
-                            self.live += 1;
+                        (before, Some(content)) => {
+                            self.live += u64::from(before.is_none());
+                            self.index.update(at, &entry.key, before, content);
                         }
-                        (Some(part), Some(content)) if *part != I::part(content) => {
-                            self.index.insert(at, &entry.key, content);
-                        }
-                        (Some(_), Some(_)) => {}
                     }
                     // A record from before `to` is its entry's last one here: nothing names the place any more.
                     if entry.cell.is_none() && (entry.since < to || entry.since == NEVER) {
@@ -513,9 +510,8 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
             }
             (Ok(mut found), Some(cell)) => {
                 let entry = found.get_mut();
-                if entry.cell.as_ref().map(I::part) != Some(I::part(&cell)) {
-                    self.index.insert(at, &key, &cell);
-                }
+                let before = entry.cell.as_ref().map(I::part);
+                self.index.update(at, &key, before, &cell);
                 entry.cell = Some(cell);
             }
             (Err(_), Some(cell)) => {

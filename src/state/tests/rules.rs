@@ -3,54 +3,12 @@
 
 use super::*;
 
-const LIMITS: StateLimits = StateLimits {
-    log_bytes_max: 1 << 20,
-};
-
-fn backend(limits: StateLimits) -> KeyedBackend<u64> {
-    let range = KeyGroupRange::of(SubtaskIndex(0), 1, 8);
-    KeyedBackend::memory(range, 8, limits)
-}
-
-fn use_key<K: Key>(backend: &mut KeyedBackend<K>, key: K) {
-    backend.set_current_key(&key, KeyHash::of(&key));
-}
-
-fn barrier<K: Key>(backend: &mut KeyedBackend<K>, checkpoint: u64, base: Option<u64>) {
-    let request = CaptureRequest {
-        checkpoint: CheckpointId(checkpoint),
-        base: base.map(CheckpointId),
-        kind: SnapshotKind::Checkpoint,
-    };
-    backend.barrier(request).unwrap();
-}
-
-fn finish<K: Key>(backend: &mut KeyedBackend<K>) -> CapturedState {
-    loop {
-        match backend.capture(Duration::from_secs(1)).unwrap() {
-            CaptureProgress::Done(captured) => return captured,
-            CaptureProgress::Working => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
 fn entries(captured: &CapturedState) -> Vec<RawEntry> {
     let decoded = captured
         .groups
         .iter()
         .map(|g| decode_entries(&g.1).unwrap());
     decoded.flatten().collect()
-}
-
-fn load<K: Key>(backend: &mut KeyedBackend<K>, captured: &CapturedState) -> Result<(), StateError> {
-    let groups = captured.groups.iter().cloned();
-    backend.load(
-        captured.checkpoint,
-        captured.kind,
-        &captured.states,
-        groups.map(|(g, b)| (g, Bytes::from(b))).collect(),
-    )
 }
 
 #[test]

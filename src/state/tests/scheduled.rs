@@ -1,5 +1,7 @@
 //! What is due: as a part of the model, and what the model does not reach.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use super::model::{Content, MAX_PARALLELISM, Subtask, World, key_of};
@@ -82,37 +84,31 @@ impl World {
 }
 
 fn checkpoint(backend: &mut KeyedBackend<u64>, number: u64, base: Option<u64>) -> CapturedState {
-    let request = CaptureRequest {
-        checkpoint: CheckpointId(number),
-        base: base.map(CheckpointId),
-        kind: SnapshotKind::Checkpoint,
-    };
-    backend.barrier(request).unwrap();
-    loop {
-        match backend.capture(Duration::from_secs(1)).unwrap() {
-            CaptureProgress::Done(captured) => return captured,
-            CaptureProgress::Working => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    barrier(backend, number, base);
+    finish(backend)
 }
 
-fn backend() -> KeyedBackend<u64> {
-    let range = KeyGroupRange::of(SubtaskIndex(0), 1, 8);
-    let limits = StateLimits {
-        log_bytes_max: 1 << 20,
-    };
-    KeyedBackend::memory(range, 8, limits)
+/// Each of these keys has one at 10.
+fn appointed(keys: RangeInclusive<u64>) -> (KeyedBackend<u64>, ScheduledState<Appointment>) {
+    let mut b = backend(LIMITS);
+    let state = b.scheduled_state("state").unwrap();
+    for key in keys {
+        use_key(&mut b, key);
+        state
+            .update(&mut b, |now| *now = Some(Appointment(10)))
+            .unwrap();
+    }
+    (b, state)
 }
 
 /// More than are read ahead at a time and than one bucket takes.
 #[test]
 fn many_that_are_due_at_once_fire_once_each() {
     const KEYS: u64 = 50_000;
-    let mut b = backend();
+    let mut b = backend(LIMITS);
     let state = b.scheduled_state::<Appointment>("state").unwrap();
     for key in 0..KEYS {
-        b.set_current_key(&key, KeyHash::of(&key));
+        use_key(&mut b, key);
         let at = Some(Appointment((key % 3) as i64));
         state.update(&mut b, |now| *now = at).unwrap();
     }
@@ -138,12 +134,7 @@ fn many_that_are_due_at_once_fire_once_each() {
 /// A fault may strike between the two calls.
 #[test]
 fn what_was_told_and_not_acted_on_is_told_again() {
-    let mut b = backend();
-    let state = b.scheduled_state::<Appointment>("state").unwrap();
-    b.set_current_key(&1, KeyHash::of(&1_u64));
-    state
-        .update(&mut b, |now| *now = Some(Appointment(10)))
-        .unwrap();
+    let (mut b, state) = appointed(1..=1);
     checkpoint(&mut b, 1, None);
     b.confirm(CheckpointId(1));
     assert_eq!(state.next_due(&mut b, 9).unwrap(), None);
@@ -161,12 +152,7 @@ fn what_was_told_and_not_acted_on_is_told_again() {
 #[test]
 #[should_panic(expected = "not due later")]
 fn what_fired_must_be_due_later_or_gone() {
-    let mut b = backend();
-    let state = b.scheduled_state::<Appointment>("state").unwrap();
-    b.set_current_key(&1, KeyHash::of(&1_u64));
-    state
-        .update(&mut b, |now| *now = Some(Appointment(10)))
-        .unwrap();
+    let (mut b, state) = appointed(1..=1);
     assert_eq!(state.next_due(&mut b, 10).unwrap(), Some(10));
     let _fired = state.fire(&mut b, 10, |_| {});
 }
@@ -175,60 +161,40 @@ fn what_fired_must_be_due_later_or_gone() {
 #[test]
 #[should_panic(expected = "between the two calls")]
 fn nothing_else_may_change_before_it_fires() {
-    let mut b = backend();
-    let state = b.scheduled_state::<Appointment>("state").unwrap();
-    for key in [1, 2] {
-        b.set_current_key(&key, KeyHash::of(&key));
-        state
-            .update(&mut b, |now| *now = Some(Appointment(10)))
-            .unwrap();
-    }
+    let (mut b, state) = appointed(1..=2);
     assert_eq!(state.next_due(&mut b, 10).unwrap(), Some(10));
     let other = 3 - *b.current_key().unwrap();
-    b.set_current_key(&other, KeyHash::of(&other));
+    use_key(&mut b, other);
     let _fired = state.fire(&mut b, 10, |now| *now = None);
 }
 
 /// They keep timers beside such values, and would wait for them for ever.
 #[test]
 fn earlier_builds_refuse_what_they_would_never_fire() {
-    let mut new = backend();
-    let state = new.scheduled_state::<Appointment>("state").unwrap();
-    new.set_current_key(&1, KeyHash::of(&1_u64));
-    state
-        .update(&mut new, |now| *now = Some(Appointment(10)))
-        .unwrap();
+    let (mut new, _state) = appointed(1..=1);
     let stored = checkpoint(&mut new, 1, None);
-    let mut old = backend();
-    load(&mut old, &stored);
+    let mut old = backend(LIMITS);
+    load(&mut old, &stored).unwrap();
     let error = old.value_state::<Appointment, ()>("state").err().unwrap();
     assert!(error.to_string().contains("format version 2"), "{error}");
     // The other way round it is what it was.
-    let mut old = backend();
+    let mut old = backend(LIMITS);
     let value = old.value_state::<Appointment, ()>("state").unwrap();
-    old.set_current_key(&1, KeyHash::of(&1_u64));
+    use_key(&mut old, 1);
     value.set(&mut old, Appointment(10)).unwrap();
     let stored = checkpoint(&mut old, 1, None);
-    let mut new = backend();
-    load(&mut new, &stored);
+    let mut new = backend(LIMITS);
+    load(&mut new, &stored).unwrap();
     let state = new.scheduled_state::<Appointment>("state").unwrap();
     new.finish_load(CheckpointId(1), false).unwrap();
     assert_eq!(state.next_due(&mut new, 10).unwrap(), Some(10));
 }
 
-fn load(backend: &mut KeyedBackend<u64>, stored: &CapturedState) {
-    let groups = stored.groups.iter().cloned();
-    let groups = groups.map(|(group, bytes)| (group, bytes.into())).collect();
-    backend
-        .load(stored.checkpoint, stored.kind, &stored.states, groups)
-        .unwrap();
-}
-
 /// The chain still holds it: an increment on top would bring it back with each restore.
 #[test]
 fn retired_timers_are_dropped_on_loading_and_written_no_more() {
-    let mut old = backend();
-    old.set_current_key(&1, KeyHash::of(&1_u64));
+    let mut old = backend(LIMITS);
+    use_key(&mut old, 1);
     let timers = old.timers::<()>("old").unwrap();
     let value = old.value_state::<u64, ()>("value").unwrap();
     timers
@@ -237,8 +203,8 @@ fn retired_timers_are_dropped_on_loading_and_written_no_more() {
     value.set(&mut old, 7).unwrap();
     let stored = checkpoint(&mut old, 1, None);
     for is_retired in [true, false] {
-        let mut new = backend();
-        load(&mut new, &stored);
+        let mut new = backend(LIMITS);
+        load(&mut new, &stored).unwrap();
         let _value = new.value_state::<u64, ()>("value").unwrap();
         if is_retired {
             new.retire_timers("old");
