@@ -175,7 +175,8 @@ pub struct ProcessContext<'a, K: Key, O> {
 }
 
 impl<K: Key, O: Record> ProcessContext<'_, K, O> {
-    /// Emits a record with the event time of the one being handled.
+    /// Emits a record with the event time of the one being handled. At most
+    /// [`OUTPUT_OF_ONE_CALL_MAX`](super::OUTPUT_OF_ONE_CALL_MAX) in one call: with more, the attempt fails.
     #[inline]
     pub fn emit(&mut self, value: O) {
         self.batch.push(value, self.timestamp);
@@ -186,7 +187,7 @@ impl<K: Key, O: Record> ProcessContext<'_, K, O> {
         self.sides.emit(tag, value, self.timestamp);
     }
 
-    /// Event time of the record, or the time of the timer.
+    /// Event time of the record, or the time of an event-time timer; `None` without one, and in processing-time timers.
     #[must_use]
     pub fn timestamp(&self) -> Option<Timestamp> {
         self.timestamp
@@ -275,6 +276,17 @@ pub(crate) fn open_backend<'a, K: Key>(
         cx.keyed[operator] = Some(Box::new(backend));
     }
     backend_of(cx.keyed, operator)
+}
+
+/// Moves event time on to a watermark and returns where it is now. After a restore the inputs may be behind the stored one, e.g. those that
+/// were idle. It does not go back: a timer that has fired would be late, a window come back with its late records only.
+pub(crate) fn advance_event_time(
+    event_time: &mut Option<Timestamp>,
+    watermark: Timestamp,
+) -> Timestamp {
+    let now = event_time.map_or(watermark, |before| before.max(watermark));
+    *event_time = Some(now);
+    now
 }
 
 /// The typed backend of an operator.
@@ -392,9 +404,7 @@ where
     ) -> Result<SignalResult, OperatorError> {
         let (domain, up_to) = match signal {
             Signal::Watermark(watermark) => {
-                // After a restore the inputs may be behind the stored watermark, e.g. those that were idle. Event time does not go back.
-                let watermark = self.watermark.map_or(watermark, |w| w.max(watermark));
-                self.watermark = Some(watermark);
+                let watermark = advance_event_time(&mut self.watermark, watermark);
                 (TimeDomain::EventTime, watermark)
             }
             Signal::ProcessingTime(now) => (TimeDomain::ProcessingTime, now),

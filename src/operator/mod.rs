@@ -263,11 +263,11 @@ pub struct RestoredOperator {
     pub watermark: Option<Timestamp>,
     /// End of input was handled before the snapshot.
     pub is_finished: bool,
-    /// Its share of the lists.
+    /// Its share of the lists; once it is open, those that it has not registered.
     pub lists: Vec<NamedList>,
     /// All items of all subtasks, per list, for what must be known by all.
     pub everyones: Vec<NamedList>,
-    /// Keyed state to load, in chain order.
+    /// Keyed state to load, in chain order; once the operator is open, none unless it keeps none.
     pub segments: Vec<LoadedSegment>,
 }
 

@@ -154,6 +154,7 @@ impl<O: Operator> Lifecycle for Node<O> {
         self.emitted.lists.restore(restored);
         self.operator
             .open(self.index, &mut self.emitted.lists, cx)?;
+        cx.restored[self.index].lists = self.emitted.lists.unclaimed();
         self.output.open(cx)?;
         for side in &mut self.emitted.sides.sides {
             side.output().open(cx)?;

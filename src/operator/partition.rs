@@ -48,6 +48,10 @@ impl<T: Record> Targets<T> {
     #[inline(always)]
     pub(crate) fn push(&mut self, target: usize, value: T, timestamp: Option<Timestamp>) {
         let target = &mut self.targets[target];
+        // A batch has event times or has none: those of a record do not depend on who is gathered with it.
+        if timestamp.is_some() != target.buffer.has_timestamps() && !target.buffer.is_empty() {
+            target.hand_over();
+        }
         target.buffer.push(value, timestamp);
         if target.buffer.len() >= target.batch_records {
             target.hand_over();

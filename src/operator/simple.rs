@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::single::{Emitted, Operator, Pending, SignalResult};
-use super::{OperatorError, OperatorStateStore, Signal, StartContext, TaskContext};
+use super::single::{Emitted, Operator, Pending};
+use super::{OperatorError, TaskContext};
 use crate::batch::{Record, Timestamp};
 use crate::error::FunctionResult;
 
@@ -31,15 +31,6 @@ where
     type In = I;
     type Out = O;
 
-    fn open(
-        &mut self,
-        _operator: usize,
-        _lists: &mut OperatorStateStore,
-        _cx: &mut StartContext<'_>,
-    ) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
     fn process(
         &mut self,
         input: &mut Pending<I>,
@@ -57,15 +48,6 @@ where
 
     fn is_at_most_one(&self) -> bool {
         true
-    }
-
-    fn signal(
-        &mut self,
-        signal: Signal,
-        _out: &mut Emitted<O>,
-        _cx: &mut TaskContext<'_>,
-    ) -> Result<SignalResult, OperatorError> {
-        Ok(SignalResult::Forward(signal))
     }
 }
 
@@ -92,15 +74,6 @@ where
     type In = T;
     type Out = T;
 
-    fn open(
-        &mut self,
-        _operator: usize,
-        _lists: &mut OperatorStateStore,
-        _cx: &mut StartContext<'_>,
-    ) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
     fn process(
         &mut self,
         input: &mut Pending<T>,
@@ -123,15 +96,6 @@ where
 
     fn is_at_most_one(&self) -> bool {
         true
-    }
-
-    fn signal(
-        &mut self,
-        signal: Signal,
-        _out: &mut Emitted<T>,
-        _cx: &mut TaskContext<'_>,
-    ) -> Result<SignalResult, OperatorError> {
-        Ok(SignalResult::Forward(signal))
     }
 }
 
@@ -179,15 +143,6 @@ where
     type In = I;
     type Out = O;
 
-    fn open(
-        &mut self,
-        _operator: usize,
-        _lists: &mut OperatorStateStore,
-        _cx: &mut StartContext<'_>,
-    ) -> Result<(), OperatorError> {
-        Ok(())
-    }
-
     fn process(
         &mut self,
         input: &mut Pending<I>,
@@ -205,14 +160,5 @@ where
 
     fn is_busy(&self) -> bool {
         self.current.is_some()
-    }
-
-    fn signal(
-        &mut self,
-        signal: Signal,
-        _out: &mut Emitted<O>,
-        _cx: &mut TaskContext<'_>,
-    ) -> Result<SignalResult, OperatorError> {
-        Ok(SignalResult::Forward(signal))
     }
 }

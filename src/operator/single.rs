@@ -21,13 +21,15 @@ pub(crate) trait Operator: Send + 'static {
     /// Emitted.
     type Out: Record;
 
-    /// Registers state and takes what was restored.
+    /// Registers state and takes what was restored; without, there is none.
     fn open(
         &mut self,
-        operator: usize,
-        lists: &mut OperatorStateStore,
-        cx: &mut StartContext<'_>,
-    ) -> Result<(), OperatorError>;
+        _operator: usize,
+        _lists: &mut OperatorStateStore,
+        _cx: &mut StartContext<'_>,
+    ) -> Result<(), OperatorError> {
+        Ok(())
+    }
 
     /// Processes records from the front of `input` until it is empty or `out` has no room, or all of it as one batch. Takes each when its
     /// turn comes, so that what is left tells which one fails.
@@ -53,13 +55,15 @@ pub(crate) trait Operator: Send + 'static {
         None
     }
 
-    /// Acts on a signal, one bounded piece a call, and says when it is done and what goes on downstream.
+    /// Acts on a signal, one bounded piece a call, and says when it is done and what goes on downstream; without, every signal does.
     fn signal(
         &mut self,
         signal: Signal,
-        out: &mut Emitted<Self::Out>,
-        cx: &mut TaskContext<'_>,
-    ) -> Result<SignalResult, OperatorError>;
+        _out: &mut Emitted<Self::Out>,
+        _cx: &mut TaskContext<'_>,
+    ) -> Result<SignalResult, OperatorError> {
+        Ok(SignalResult::Forward(signal))
+    }
 
     /// Whether a record that was taken from `input` still has output to come.
     fn is_busy(&self) -> bool {

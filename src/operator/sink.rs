@@ -100,6 +100,7 @@ impl<T: Record> Lifecycle for SinkNode<T> {
             .lists
             .register::<Committable>(COMMITTABLES, Redistribution::Split)?;
         self.committables = Some(list);
+        cx.restored[self.index].lists = self.lists.unclaimed();
         let context = cx.task.subtask_context(self.index);
         let mut writer = self.sink.writer(&context)?;
         // Order as promised to writers: they learn what is committed before they are asked to commit their share.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perennial_actors::clock::Instant;
-use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind};
+use perennial_actors::model::{
+    CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind, TaskRestore,
+};
 
 use super::{
     BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Leftover, Lifecycle, Located,
@@ -228,10 +230,16 @@ impl<T: Record> Lifecycle for SourceHead<T> {
         let subtask = cx.task.attempt.subtask.0 as usize;
         let parallelism = cx.task.parallelism as usize;
         let restored = &mut cx.restored[self.index];
+        // After a drain there may be input left, but the job's event time is at its end. Another job that begins from such a savepoint reads
+        // on, as in Flink.
+        if restored.is_finished && restored.checkpoint != Some(TaskRestore::OF_ANOTHER_JOB) {
+            self.stage = Stage::SendMaxWatermark;
+        }
         let splits = if restored.is_restored {
             let mut store = OperatorStateStore::default();
             store.restore(restored);
             let list = store.register::<SourceSplit>(SPLITS, Redistribution::Split)?;
+            restored.lists = store.unclaimed();
             std::mem::take(store.get_mut(list))
         } else {
             let all = self.source.splits(cx.task.parallelism)?;

@@ -96,6 +96,11 @@ impl OperatorStateStore {
         self.restored = std::mem::take(&mut restored.lists);
     }
 
+    /// What was restored and nobody has registered.
+    pub(crate) fn unclaimed(&mut self) -> Vec<NamedList> {
+        std::mem::take(&mut self.restored)
+    }
+
     /// Registers a list and fills it with what was restored.
     pub(crate) fn register<T: StateValue>(
         &mut self,

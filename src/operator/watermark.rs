@@ -182,6 +182,8 @@ impl<T: Record> Operator for WatermarkOperator<T> {
                 }
                 _ => SignalResult::Forward(signal),
             },
+            // Who is idle here is found out here: somebody before may wake up for records that do not come this far.
+            Signal::Status(_) if self.strategy.idleness.is_some() => SignalResult::Swallow,
             Signal::Status(_) | Signal::EndOfInput => SignalResult::Forward(signal),
         })
     }

@@ -3,12 +3,16 @@
 //! Invariant: a snapshot is due exactly when it is known (by a barrier or by an announcement) and every channel has either
 //! delivered its barrier or ended.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use perennial_actors::model::{CheckpointBarrier, CheckpointId};
 
 /// Announcements that wait for their barriers; the oldest go, as those of a coordinator that gave them up.
 const ANNOUNCED_MAX: usize = 64;
+/// Snapshots that are aligned at the same time, which only barriers that block nothing can be; the oldest go.
+const PENDING_MAX: usize = 64;
+/// Aborts that are remembered, so that barriers still on their way only pass; of more, all below the oldest count as aborted.
+const ABANDONED_MAX: usize = 64;
 
 /// What to do after an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,52 +39,72 @@ pub(crate) enum Blocking {
     Never,
 }
 
+/// A snapshot that some channels have delivered a barrier of.
+#[derive(Debug)]
+struct Pending {
+    barrier: CheckpointBarrier,
+    arrived: Vec<bool>,
+}
+
 /// The alignment of one task.
 #[derive(Debug)]
 pub(crate) struct Aligner {
     blocking: Blocking,
-    arrived: Vec<bool>,
     ended: Vec<bool>,
-    current: Option<CheckpointBarrier>,
+    /// In order of their numbers; at most one where barriers block.
+    pending: VecDeque<Pending>,
     /// In order of their numbers.
     announced: VecDeque<CheckpointBarrier>,
+    /// It and all below are over.
     last_done: Option<CheckpointId>,
+    /// Aborted ones above it.
+    abandoned: BTreeSet<CheckpointId>,
 }
 
 impl Aligner {
     pub(crate) fn new(channels: usize, blocking: Blocking) -> Self {
         Self {
             blocking,
-            arrived: vec![false; channels],
             ended: vec![false; channels],
-            current: None,
+            pending: VecDeque::new(),
             announced: VecDeque::new(),
             last_done: None,
+            abandoned: BTreeSet::new(),
         }
     }
 
     /// A channel delivered a barrier.
     pub(crate) fn barrier(&mut self, channel: usize, barrier: CheckpointBarrier) -> Alignment {
-        if self.is_done(barrier.checkpoint) {
+        let checkpoint = barrier.checkpoint;
+        if self.is_done(checkpoint) {
             return Alignment::Go;
         }
-        let mut is_restarted = false;
-        match self.current {
-            Some(current) if barrier.checkpoint < current.checkpoint => return Alignment::Go,
-            Some(current) if barrier.checkpoint > current.checkpoint => {
-                self.arrived.fill(false);
-                self.current = Some(barrier);
-                is_restarted = true;
-            }
-            Some(_) => {}
-            None => self.current = Some(barrier),
-        }
-        self.arrived[channel] = true;
-        if let Some(due) = self.due() {
-            return Alignment::Due(due);
-        }
         let is_blocking = self.blocking == Blocking::Aligned;
-        if is_restarted {
+        let mut is_restarted = false;
+        if is_blocking && let Some(newest) = self.pending.back() {
+            if checkpoint < newest.barrier.checkpoint {
+                return Alignment::Go;
+            }
+            is_restarted = checkpoint > newest.barrier.checkpoint;
+            if is_restarted {
+                self.pending.clear();
+            }
+        }
+        let place = |pending: &VecDeque<Pending>| {
+            pending.binary_search_by_key(&checkpoint, |pending| pending.barrier.checkpoint)
+        };
+        if place(&self.pending).is_err() && self.pending.len() == PENDING_MAX {
+            self.pending.pop_front();
+        }
+        let at = place(&self.pending).unwrap_or_else(|at| {
+            let arrived = vec![false; self.ended.len()];
+            self.pending.insert(at, Pending { barrier, arrived });
+            at
+        });
+        self.pending[at].arrived[channel] = true;
+        if let Some(due) = self.due() {
+            Alignment::Due(due)
+        } else if is_restarted {
             Alignment::Restarted { is_blocking }
         } else if is_blocking {
             Alignment::Block
@@ -89,10 +113,21 @@ impl Aligner {
         }
     }
 
-    /// A channel ended.
+    /// A channel ended. There may be more than one that only waited for it: see [`Aligner::next_due`].
     pub(crate) fn ended(&mut self, channel: usize) -> Alignment {
         self.ended[channel] = true;
         self.due().map_or(Alignment::Go, Alignment::Due)
+    }
+
+    /// The next snapshot all of whose barriers have come.
+    pub(crate) fn next_due(&mut self) -> Option<CheckpointBarrier> {
+        let due = self.pending.iter().find(|pending| {
+            let mut channels = pending.arrived.iter().zip(&self.ended);
+            channels.all(|(arrived, ended)| *arrived || *ended)
+        })?;
+        let due = due.barrier;
+        self.done(due.checkpoint);
+        Some(due)
     }
 
     /// The JobManager has begun a snapshot; barriers are on their way through channels that are still open.
@@ -117,18 +152,21 @@ impl Aligner {
         if self.has_ended() { self.due() } else { None }
     }
 
-    /// A snapshot was aborted: `true` when an alignment ended by it (end all blocks).
+    /// A snapshot was aborted, and no other: `true` when an alignment ended by it (end all blocks).
     pub(crate) fn abandon(&mut self, checkpoint: CheckpointId) -> bool {
-        self.announced.retain(|a| a.checkpoint > checkpoint);
-        if self.current.is_some_and(|c| c.checkpoint <= checkpoint) {
-            self.done(checkpoint);
-            return true;
+        if self.is_done(checkpoint) {
+            return false;
         }
-        if self.last_done.is_none_or(|done| done < checkpoint) && self.current.is_none() {
-            // Barriers of it that are still on their way only pass.
-            self.last_done = Some(checkpoint);
+        self.announced.retain(|a| a.checkpoint != checkpoint);
+        let before = self.pending.len();
+        self.pending.retain(|p| p.barrier.checkpoint != checkpoint);
+        self.abandoned.insert(checkpoint);
+        if self.abandoned.len() > ABANDONED_MAX
+            && let Some(oldest) = self.abandoned.pop_first()
+        {
+            self.done(oldest);
         }
-        false
+        self.pending.len() < before
     }
 
     /// Whether every channel has ended.
@@ -138,31 +176,27 @@ impl Aligner {
 
     fn is_done(&self, checkpoint: CheckpointId) -> bool {
         self.last_done.is_some_and(|done| checkpoint <= done)
+            || self.abandoned.contains(&checkpoint)
     }
 
     fn due(&mut self) -> Option<CheckpointBarrier> {
-        let known = match self.current {
-            Some(current) => current,
-            None if self.has_ended() => *self.announced.front()?,
-            None => return None,
-        };
-        let is_due = self
-            .arrived
-            .iter()
-            .zip(&self.ended)
-            .all(|(arrived, ended)| *arrived || *ended);
-        if !is_due {
+        if !self.pending.is_empty() {
+            return self.next_due();
+        }
+        if !self.has_ended() {
             return None;
         }
-        self.done(known.checkpoint);
-        Some(known)
+        let announced = *self.announced.front()?;
+        self.done(announced.checkpoint);
+        Some(announced)
     }
 
+    /// Older ones that lack a barrier will never have it: channels deliver in order.
     fn done(&mut self, checkpoint: CheckpointId) {
         self.last_done = self.last_done.max(Some(checkpoint));
-        self.current = None;
-        self.arrived.fill(false);
+        self.pending.retain(|p| p.barrier.checkpoint > checkpoint);
         self.announced.retain(|a| a.checkpoint > checkpoint);
+        self.abandoned.retain(|a| *a > checkpoint);
     }
 }
 
@@ -235,6 +269,51 @@ mod tests {
         assert_eq!(aligner.ended(0), Alignment::Due(barrier(1)));
         assert_eq!(aligner.announced_at_end(), Some(barrier(2)));
         assert_eq!(aligner.announced_at_end(), None);
+    }
+
+    /// Several are under way: each is taken, also when a channel ends that two of them waited for.
+    #[test]
+    fn at_least_once_a_newer_barrier_ends_no_older_snapshot() {
+        let mut aligner = Aligner::new(3, Blocking::Never);
+        for channel in [0, 1] {
+            assert_eq!(aligner.barrier(channel, barrier(5)), Alignment::Go);
+        }
+        assert_eq!(aligner.barrier(0, barrier(6)), Alignment::Go);
+        assert_eq!(aligner.barrier(2, barrier(5)), Alignment::Due(barrier(5)));
+        assert_eq!(aligner.barrier(1, barrier(6)), Alignment::Go);
+        for channel in [0, 1] {
+            assert_eq!(aligner.barrier(channel, barrier(7)), Alignment::Go);
+        }
+        assert_eq!(aligner.ended(2), Alignment::Due(barrier(6)));
+        assert_eq!(aligner.next_due(), Some(barrier(7)));
+        assert_eq!(aligner.next_due(), None);
+    }
+
+    /// A savepoint that was asked for meanwhile fails: the checkpoint is taken all the same.
+    #[test]
+    fn an_abort_concerns_no_other_snapshot() {
+        for blocking in [Blocking::Aligned, Blocking::Never] {
+            let mut aligner = Aligner::new(2, blocking);
+            aligner.barrier(0, barrier(5));
+            assert!(!aligner.abandon(CheckpointId(6)));
+            assert_eq!(aligner.barrier(1, barrier(5)), Alignment::Due(barrier(5)));
+            assert_eq!(aligner.barrier(0, barrier(6)), Alignment::Go);
+            assert_eq!(aligner.announce(barrier(7)), Alignment::Go);
+            assert!(!aligner.abandon(CheckpointId(8)));
+            assert_eq!(aligner.ended(0), Alignment::Go);
+            assert_eq!(aligner.ended(1), Alignment::Due(barrier(7)));
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut aligner = Aligner::new(2, Blocking::Never);
+        for n in 1..=1000 {
+            aligner.barrier(0, barrier(2 * n));
+            aligner.abandon(CheckpointId(2 * n + 1));
+        }
+        assert_eq!(aligner.pending.len(), PENDING_MAX);
+        assert_eq!(aligner.abandoned.len(), ABANDONED_MAX);
     }
 
     /// An abort ends the alignment and lets stragglers pass.

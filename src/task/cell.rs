@@ -11,7 +11,7 @@ use perennial_actors::clock::Instant;
 use perennial_actors::fault::{FaultPlace, FaultSite};
 use perennial_actors::model::message::TaskOutcome;
 use perennial_actors::model::{
-    ExecutionAttemptId, FailureKind, JobGraph, RestoredHow, TaskFailure,
+    ExecutionAttemptId, FailureKind, JobGraph, RestoredHow, TaskFailure, TaskRestore,
 };
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -115,6 +115,12 @@ impl TaskCell {
         };
         task.open(&mut cx).map_err(|error| error.0)?;
         self.state.place = Place::default();
+        let may_drop = |restore: &TaskRestore| restore.allow_non_restored_state;
+        if !self.launch.deployment.restore.as_ref().is_none_or(may_drop)
+            && let Some(message) = unclaimed(&self.restored, &self.info.names)
+        {
+            return Err(FailureKind::IncompatibleState { message });
+        }
         if let (RestoredHow::Loaded, Some(restore)) = (self.how, &self.launch.deployment.restore) {
             for keyed in self.state.keyed.iter_mut().flatten() {
                 keyed
@@ -161,6 +167,22 @@ impl TaskCell {
             },
         })
     }
+}
+
+/// State of an operator that is still there, and takes it no more. (Of one that is gone the JobManager has said so, of one state among
+/// others its backend does.)
+fn unclaimed(restored: &[RestoredOperator], names: &[String]) -> Option<String> {
+    restored.iter().zip(names).find_map(|(operator, name)| {
+        let list = operator.lists.iter().find(|list| !list.items.is_empty());
+        let what = match list {
+            Some(list) => format!("operator state `{}`", list.name),
+            None if operator.segments.is_empty() => return None,
+            None => "keyed state".to_owned(),
+        };
+        Some(format!(
+            "the snapshot holds {what} of `{name}`, which takes it no more; drop it with --allow-non-restored-state"
+        ))
+    })
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -256,6 +278,52 @@ impl Drop for Ending {
         if let Some(sender) = self.sender.take() {
             // Nobody may be waiting any more when the TaskManager is ending.
             let _ = sender.send(std::mem::replace(&mut self.outcome, TaskOutcome::Canceled));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_actors::model::{CheckpointId, SegmentKind};
+
+    use super::*;
+    use crate::operator::{LoadedSegment, NamedList, Redistribution};
+
+    /// An empty list is none, and what was claimed is gone from it.
+    #[test]
+    fn state_that_an_operator_takes_no_more_is_told_by_name() {
+        let names = ["source".to_owned(), "map".to_owned()];
+        let list = |items| NamedList {
+            name: "offsets".into(),
+            redistribution: Redistribution::Split,
+            items,
+        };
+        let segment = LoadedSegment {
+            checkpoint: CheckpointId(1),
+            kind: SegmentKind::Full,
+            states: Vec::new(),
+            groups: Vec::new(),
+        };
+        for (lists, segments, expected) in [
+            (vec![list(Vec::new())], vec![], None),
+            (
+                vec![list(vec![vec![1]])],
+                vec![],
+                Some("operator state `offsets` of `map`"),
+            ),
+            (vec![], vec![segment], Some("keyed state of `map`")),
+        ] {
+            let operator = RestoredOperator {
+                lists,
+                segments,
+                ..RestoredOperator::default()
+            };
+            let message = unclaimed(&[RestoredOperator::default(), operator], &names);
+            match (message, expected) {
+                (None, None) => {}
+                (Some(message), Some(expected)) => assert!(message.contains(expected), "{message}"),
+                (message, _) => panic!("{message:?}"),
+            }
         }
     }
 }

@@ -187,6 +187,9 @@ impl<T: Record> Head for InputHead<T> {
                 self.advance(advance);
                 let alignment = self.aligner.ended(channel);
                 self.align(None, alignment, Some(cx.now));
+                while let Some(due) = self.aligner.next_due() {
+                    self.align(None, Alignment::Due(due), Some(cx.now));
+                }
             }
         }
         Ok(HeadPoll::Progress)

@@ -259,7 +259,7 @@ mod tests {
     use perennial_actors::model::{
         Attempt, KeyGroupRange, LeaderEpoch, OperatorId, SnapshotKind, SubtaskIndex, VertexId,
     };
-    use perennial_config::S3Settings;
+    use perennial_config::Settings;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -342,20 +342,8 @@ mod tests {
     }
 
     fn writer() -> (SnapshotWriter, Arc<dyn StoreFactory>) {
-        let settings = S3Settings {
-            endpoint: None,
-            region: None,
-            is_path_style: true,
-            access_key: None,
-            secret_key: None,
-            session_token: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            operation_timeout: Duration::from_secs(1),
-            max_retries: 0,
-            part_size: 8 << 20,
-        };
-        let stores: Arc<dyn StoreFactory> = Arc::new(Stores::new(settings, Entropy::seeded(1)));
+        let s3 = Settings::default().cluster.s3;
+        let stores: Arc<dyn StoreFactory> = Arc::new(Stores::new(s3, Entropy::seeded(1)));
         let writer = SnapshotWriter::new(
             stores.clone(),
             InstanceId(1),

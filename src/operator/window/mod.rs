@@ -109,6 +109,16 @@ pub(crate) trait Layout<A: AggregateFunction>: Send + 'static {
     );
 }
 
+/// Refuses a record without event time, which the least of all times is, too.
+#[inline]
+fn event_time_of(timestamp: Option<Timestamp>) -> Result<Timestamp, OperatorError> {
+    match timestamp {
+        Some(timestamp) if timestamp > Timestamp::MIN => Ok(timestamp),
+        _ => Err(without_event_time()),
+    }
+}
+
+#[cold]
 fn without_event_time() -> OperatorError {
     OperatorError(FailureKind::User {
         message: "a record without event time reached an event-time window: give the source a WatermarkStrategy with timestamps".into(),

@@ -2,10 +2,10 @@
 
 use perennial_actors::fault::FaultSite;
 
-use super::{AggregateFunction, Layout, TimeWindow, without_event_time};
+use super::{AggregateFunction, Layout, TimeWindow, event_time_of};
 use crate::batch::{Record, Timestamp};
 use crate::key::Key;
-use crate::operator::keyed_process::{backend_of, open_backend};
+use crate::operator::keyed_process::{advance_event_time, backend_of, open_backend};
 use crate::operator::read_ahead::ReadAhead;
 use crate::operator::single::{Emitted, Operator, Pending, SignalResult};
 use crate::operator::{
@@ -92,9 +92,7 @@ where
         self.ahead
             .take_while_room(input, |(key, hash), value, timestamp| {
                 let mut record = Some(value);
-                let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
-                    return Err(without_event_time());
-                };
+                let timestamp = event_time_of(timestamp)?;
                 backend.set_current_key(key, hash);
                 let (aggregate, layout, results) =
                     (&self.aggregate, &mut self.layout, &mut self.results);
@@ -130,10 +128,7 @@ where
         let Signal::Watermark(watermark) = signal else {
             return Ok(SignalResult::Forward(signal));
         };
-        // After a restore the inputs may be behind the stored watermark, e.g. those that were idle. Event time does not go back: a
-        // window that has fired and gone would come back with its late records only.
-        let watermark = self.watermark.map_or(watermark, |w| w.max(watermark));
-        self.watermark = Some(watermark);
+        let watermark = advance_event_time(&mut self.watermark, watermark);
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let state = self.state.as_ref().expect("registered in open");
         for _ in 0..TIMERS_OF_ONE_CALL_MAX {

@@ -184,12 +184,15 @@ impl<A: AggregateFunction> Layout<A> for Panes {
             return;
         };
         match windows {
-            Some(kept) if kept.start == pane.start => {
-                aggregate.add(&mut kept.accumulator, value);
-            }
             Some(kept) => {
-                let is_new = add_elsewhere(aggregate, kept, pane.start, value);
-                if is_new {
+                let mut is_due_anew = self.lateness > 0;
+                if kept.start == pane.start {
+                    aggregate.add(&mut kept.accumulator, value);
+                } else {
+                    is_due_anew |= add_elsewhere(aggregate, kept, pane.start, value);
+                }
+                // With allowed lateness it may have been emitted already, by a subtask that was ahead of this one before a rescale.
+                if is_due_anew {
                     kept.timer = kept.timer.min(self.next(pane.start, watermark));
                 }
             }

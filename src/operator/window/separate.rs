@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use perennial_actors::fault::FaultSite;
 
-use super::{AggregateFunction, TimeWindow, WindowAssigner, without_event_time};
+use super::{AggregateFunction, TimeWindow, WindowAssigner, event_time_of};
 use crate::batch::{Record, Timestamp};
 use crate::key::{Key, KeyHash};
-use crate::operator::keyed_process::{backend_of, open_backend};
+use crate::operator::keyed_process::{advance_event_time, backend_of, open_backend};
 use crate::operator::single::{Emitted, Operator, Pending, SignalResult};
 use crate::operator::{
     OperatorError, OperatorStateStore, OutputTag, Signal, StartContext, TIMERS_OF_ONE_CALL_MAX,
@@ -97,9 +97,7 @@ where
         let timers = self.timers.as_ref().expect("registered in open");
         let lateness = self.allowed_lateness;
         input.take_while_room(|value, timestamp| {
-            let Some(timestamp) = timestamp.filter(|t| *t > Timestamp::MIN) else {
-                return Err(without_event_time());
-            };
+            let timestamp = event_time_of(timestamp)?;
             let key = (self.selector)(&value);
             backend.set_current_key(&key, KeyHash::of(&key));
             self.windows.clear();
@@ -134,19 +132,14 @@ where
                     aggregate.add(accumulator, item);
                     (is_new, is_fired.then(|| aggregate.result(accumulator)))
                 })?;
-                if is_new {
-                    if !is_fired {
-                        timers.register(
-                            backend,
-                            TimeDomain::EventTime,
-                            window.max_timestamp(),
-                            &window,
-                        )?;
-                    }
-                    if lateness > 0 {
-                        let at = window.gone_at(lateness);
-                        timers.register(backend, TimeDomain::EventTime, at, &window)?;
-                    }
+                // With allowed lateness it may have been emitted already, by a subtask that was ahead of this one before a rescale.
+                if !is_fired && (is_new || lateness > 0) {
+                    let at = window.max_timestamp();
+                    timers.register(backend, TimeDomain::EventTime, at, &window)?;
+                }
+                if is_new && lateness > 0 {
+                    let at = window.gone_at(lateness);
+                    timers.register(backend, TimeDomain::EventTime, at, &window)?;
                 }
                 if let Some(result) = fired {
                     out.batch.push(
@@ -172,10 +165,7 @@ where
         let Signal::Watermark(watermark) = signal else {
             return Ok(SignalResult::Forward(signal));
         };
-        // After a restore the inputs may be behind the stored watermark, e.g. those that were idle. Event time does not go back: a
-        // window that has fired and gone would come back with its late records only.
-        let watermark = self.watermark.map_or(watermark, |w| w.max(watermark));
-        self.watermark = Some(watermark);
+        let watermark = advance_event_time(&mut self.watermark, watermark);
         let backend = backend_of::<K>(cx.keyed, self.operator)?;
         let state = self.state.as_ref().expect("registered in open");
         let timers = self.timers.as_ref().expect("registered in open");

@@ -598,6 +598,37 @@ fn windows_of_too_many_panes_are_kept_separately() {
     assert!(Panes::new(10, 10, 0, i64::MAX).is_none());
 }
 
+/// After a rescale, event time is that of the subtask that was furthest behind: a window may be emitted that was already, and then it has all
+/// of its records.
+#[test]
+fn a_window_that_was_emitted_by_a_subtask_ahead_is_emitted_again() {
+    let aligned = Kind::Sliding {
+        size: 10,
+        slide: 10,
+        offset: 0,
+    };
+    for (kind, kept) in [
+        (aligned, Kept::Together),
+        (aligned, Kept::Separately),
+        (Kind::Session { gap: 10 }, Kept::Together),
+    ] {
+        let open = |from: &Snapshot| Subtask::open(kind.operator(kept, 100), &info(0, 1), from);
+        let mut ahead = open(&Snapshot::default());
+        assert_eq!(ahead.record((1, 7), 0), (Vec::new(), false));
+        let window = TimeWindow { start: 0, end: 10 };
+        assert_eq!(ahead.watermark(20), [(1, window, vec![7])], "{kind:?}");
+        let snapshot = Snapshot {
+            watermark: Some(5),
+            states: vec![ahead.capture()],
+        };
+        let mut after = open(&snapshot);
+        assert_eq!(after.record((1, 8), 0), (Vec::new(), false), "{kept:?}");
+        assert_eq!(after.watermark(20), [(1, window, vec![7, 8])], "{kept:?}");
+        assert_eq!(after.watermark(200), [], "{kept:?}");
+        assert_eq!(after.entries(), 0, "{kept:?}");
+    }
+}
+
 /// Timers that earlier builds stored beside the windows are not needed and not in the way.
 #[test]
 fn state_with_timers_of_earlier_builds_is_restored() {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use perennial_actors::model::message::{PreparedOutput, TaskOutcome};
 use perennial_actors::model::{BuildId, TaskDeployment};
 use perennial_actors::{StartedTask, TaskEvent, TaskRunner};
-use perennial_config::{JobSettings, S3Settings};
+use perennial_config::{JobSettings, Settings};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -87,19 +87,7 @@ impl Node {
         });
         let channels = Channels::new().await;
         let clock = Clock::system();
-        let s3 = S3Settings {
-            endpoint: None,
-            region: None,
-            is_path_style: true,
-            access_key: None,
-            secret_key: None,
-            session_token: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            operation_timeout: Duration::from_secs(1),
-            max_retries: 0,
-            part_size: 8 << 20,
-        };
+        let s3 = Settings::default().cluster.s3;
         let entropy = perennial_actors::entropy::Entropy::seeded(1);
         let runner = LocalTaskRunner::new(RunnerOptions {
             registry: registry.clone(),

@@ -79,6 +79,8 @@ pub(super) struct Bench {
     pub(super) now: Instant,
     pub(super) control: Arc<ControlQueue>,
     pub(super) snapshots: Arc<Snapshots>,
+    /// What its operators have left of it.
+    pub(super) restored: Vec<RestoredOperator>,
 }
 
 impl Bench {
@@ -140,6 +142,7 @@ impl Bench {
             now,
             control,
             snapshots,
+            restored,
         }
     }
 

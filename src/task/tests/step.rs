@@ -3,27 +3,26 @@
 use std::sync::OnceLock;
 
 use perennial_actors::TaskControl;
-use perennial_actors::model::{CheckpointId, FailureKind};
+use perennial_actors::model::{CheckpointId, FailureKind, TaskRestore};
 
 use super::*;
-use crate::batch::{Batch, StreamElement, StreamStatus, Timestamp};
+use crate::batch::{Batch, MAX_WATERMARK, StreamElement, StreamStatus, Timestamp};
 use crate::connector::{
     BlackholeSink, CollectSink, GeneratorContext, GeneratorSource, Source, SourceReader,
     SourceSplit, SourceStatus, SubtaskContext,
 };
 use crate::error::FunctionResult;
 use crate::operator::{
-    ByKey, FlatMapOperator, Forward, KeyedProcess, KeyedProcessFunction, MapOperator,
-    OUTPUT_OF_ONE_CALL_MAX, OutputTag, ProcessContext, SideOutput, WatermarkOperator,
-    WatermarkStrategy,
+    ByKey, FlatMapOperator, Forward, KeyedProcess, KeyedProcessFunction, MapOperator, NamedList,
+    OUTPUT_OF_ONE_CALL_MAX, OutputTag, ProcessContext, Redistribution, SideOutput,
+    WatermarkOperator, WatermarkStrategy,
 };
 use crate::state::TimeDomain;
 
-/// Emits what it is given, then waits for more.
-#[derive(Clone)]
-struct Fed(Arc<Mutex<Vec<u64>>>);
+/// Has one reader, and nothing to remember.
+struct OneReader<R>(R);
 
-impl Source for Fed {
+impl<R: SourceReader<u64> + Clone + Sync + 'static> Source for OneReader<R> {
     type Item = u64;
     fn splits(&self, _: u32) -> FunctionResult<Vec<SourceSplit>> {
         Ok(Vec::new())
@@ -33,9 +32,13 @@ impl Source for Fed {
         _: &SubtaskContext,
         _: Vec<SourceSplit>,
     ) -> FunctionResult<Box<dyn SourceReader<u64>>> {
-        Ok(Box::new(self.clone()))
+        Ok(Box::new(self.0.clone()))
     }
 }
+
+/// Emits what it is given, then waits for more.
+#[derive(Clone)]
+struct Fed(Arc<Mutex<Vec<u64>>>);
 
 impl SourceReader<u64> for Fed {
     fn poll(
@@ -120,7 +123,7 @@ async fn records_for_other_channels_leave_while_one_is_blocked() {
     let slow: Vec<u64> = (0..).filter(|n| by_key(*n) == 0).take(20_000).collect();
     let rare = (0..).find(|n| by_key(*n) == 1).unwrap();
     let fed = Fed(Arc::new(Mutex::new([vec![rare], slow].concat())));
-    let mut bench = Bench::new(source(fed, vec![writer]), 1);
+    let mut bench = Bench::new(source(OneReader(fed), vec![writer]), 1);
     let Step::Wait { until: None } = bench.run() else {
         panic!("it is to wait for the blocked channel");
     };
@@ -245,7 +248,7 @@ async fn a_task_told_to_end_does_not_fail_by_a_consumer_that_has_ended() {
             Ok(n)
         });
         let fed = Fed(Arc::new(Mutex::new((0..1024).collect())));
-        let mut bench = Bench::new(source(fed, vec![node(1, map, vec![writer])]), 2);
+        let mut bench = Bench::new(source(OneReader(fed), vec![node(1, map, vec![writer])]), 2);
         assert!(control.set(bench.control.clone()).is_ok());
         match bench.step() {
             Step::Canceled => assert!(is_told),
@@ -261,7 +264,7 @@ fn a_task_can_be_cancelled_while_an_endless_iterator_is_drawn() {
     let endless = FlatMapOperator::new(|n: u64| Ok(std::iter::repeat(n)));
     let chain = node(1, endless, vec![sink(2, BlackholeSink::new())]);
     let fed = Fed(Arc::new(Mutex::new(vec![1])));
-    let mut bench = Bench::new(source(fed, vec![chain]), 3);
+    let mut bench = Bench::new(source(OneReader(fed), vec![chain]), 3);
     for _ in 0..10 {
         assert!(matches!(bench.step(), Step::Progress));
     }
@@ -333,7 +336,7 @@ async fn a_stream_is_not_idle_because_its_task_is_held_up() {
     let fed = Fed(Arc::new(Mutex::new((0..9 * 1024).collect())));
     let strategy = WatermarkStrategy::monotonous().with_idleness(idleness);
     let chain = node(1, WatermarkOperator::new(strategy), vec![writer]);
-    let mut bench = Bench::new(source(fed.clone(), vec![chain]), 2);
+    let mut bench = Bench::new(source(OneReader(fed.clone()), vec![chain]), 2);
     assert!(matches!(bench.run(), Step::Wait { until: None }));
     tokio::time::advance(idleness * 3).await;
     bench.now = Instant::now();
@@ -383,7 +386,7 @@ async fn records_have_the_event_times_that_the_strategy_assigns() {
         _ => given.map_or(0, |time| 1000 + 2 * time),
     });
     let chain = node(1, WatermarkOperator::new(strategy), vec![writer]);
-    let mut bench = Bench::new(source(fed.clone(), vec![chain]), 2);
+    let mut bench = Bench::new(source(OneReader(fed.clone()), vec![chain]), 2);
     for (values, times, watermark) in [
         (vec![0], vec![Timestamp::MIN], None),
         (vec![5, 3], vec![1010, 1006], Some(1009)),
@@ -402,21 +405,8 @@ async fn records_have_the_event_times_that_the_strategy_assigns() {
 }
 
 /// Heeds no bound.
+#[derive(Clone)]
 struct Flood;
-
-impl Source for Flood {
-    type Item = u64;
-    fn splits(&self, _: u32) -> FunctionResult<Vec<SourceSplit>> {
-        Ok(Vec::new())
-    }
-    fn reader(
-        &self,
-        _: &SubtaskContext,
-        _: Vec<SourceSplit>,
-    ) -> FunctionResult<Box<dyn SourceReader<u64>>> {
-        Ok(Box::new(Self))
-    }
-}
 
 impl SourceReader<u64> for Flood {
     fn poll(&mut self, out: &mut Batch<u64>, _: usize, _: Instant) -> FunctionResult<SourceStatus> {
@@ -433,7 +423,11 @@ impl SourceReader<u64> for Flood {
 
 #[test]
 fn a_source_that_floods_is_told_so() {
-    let failure = Bench::new(source(Flood, vec![sink(1, BlackholeSink::new())]), 2).fail();
+    let failure = Bench::new(
+        source(OneReader(Flood), vec![sink(1, BlackholeSink::new())]),
+        2,
+    )
+    .fail();
     assert!(
         matches!(&failure.kind, FailureKind::Limit { limit, message }
         if limit == "OUTPUT_OF_ONE_CALL_MAX" && message.contains("heed `max`")),
@@ -459,7 +453,7 @@ async fn a_restored_watermark_is_sent_again_before_anything_else() {
         ..RestoredOperator::default()
     };
     let none = RestoredOperator::default();
-    let mut bench = Bench::restored(source(fed, vec![chain]), vec![none, restored]);
+    let mut bench = Bench::restored(source(OneReader(fed), vec![chain]), vec![none, restored]);
     bench.run();
     let seen = take(&mut gates[0]);
     assert_eq!(
@@ -526,4 +520,113 @@ async fn an_input_that_is_behind_in_event_time_goes_first() {
     }
     bench.run();
     assert_eq!(records(&mut gates[0]), [10, 0, 9, 10, 11, 12, 12, 13]);
+}
+
+/// A job that was drained has input left, and event time at its end: its next attempt ends, too. Another job that begins from there reads on.
+#[tokio::test]
+async fn a_source_that_had_ended_ends_again_and_reads_no_more() {
+    for (checkpoint, reads_on) in [
+        (CheckpointId(3), false),
+        (TaskRestore::OF_ANOTHER_JOB, true),
+    ] {
+        let channels = Channels::new().await;
+        let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+        let fed = Fed(Arc::new(Mutex::new(vec![1])));
+        let restored = RestoredOperator {
+            is_restored: true,
+            checkpoint: Some(checkpoint),
+            is_finished: true,
+            ..RestoredOperator::default()
+        };
+        let mut bench = Bench::restored(source(OneReader(fed), vec![writer]), vec![restored]);
+        bench.run();
+        let expected = match reads_on {
+            true => vec![timed(&[1], &[1])],
+            false => vec![
+                StreamElement::Watermark(MAX_WATERMARK),
+                StreamElement::EndOfInput,
+            ],
+        };
+        assert_eq!(take(&mut gates[0]), expected);
+    }
+}
+
+/// What nobody registers is left for whoever restores the task to refuse.
+#[tokio::test]
+async fn lists_that_no_operator_registers_are_left_over() {
+    let list = |name: &str| NamedList {
+        name: name.into(),
+        redistribution: Redistribution::Split,
+        items: vec![vec![1]],
+    };
+    let restored = || RestoredOperator {
+        is_restored: true,
+        checkpoint: Some(CheckpointId(1)),
+        lists: vec![list("mine")],
+        ..RestoredOperator::default()
+    };
+    let fed = Fed(Arc::new(Mutex::new(Vec::new())));
+    let map = MapOperator::new(|n: u64| Ok(n));
+    let chain = node(1, map, vec![sink(2, BlackholeSink::new())]);
+    let all = (0..3).map(|_| restored()).collect();
+    let bench = Bench::restored(source(OneReader(fed), vec![chain]), all);
+    for operator in &bench.restored {
+        assert_eq!(operator.lists, [list("mine")]);
+    }
+}
+
+/// The stream before wakes up, and its records are filtered out: whoever finds idleness out here goes on to say so.
+#[tokio::test]
+async fn a_strategy_that_finds_idleness_out_takes_nobodys_word_for_it() {
+    for is_own in [true, false] {
+        let channels = Channels::new().await;
+        let (mut inputs, gate) = channels.inputs::<u64>(1);
+        let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+        let strategy = WatermarkStrategy::monotonous();
+        let strategy = match is_own {
+            true => strategy.with_idleness(Duration::from_secs(1)),
+            false => strategy,
+        };
+        let chain = node(0, WatermarkOperator::new(strategy), vec![writer]);
+        let mut bench = Bench::new(input(gate, chain), 1);
+        for status in [StreamStatus::Idle, StreamStatus::Active] {
+            inputs[0].push(StreamElement::Status(status));
+        }
+        inputs[0].flush().unwrap();
+        bench.run();
+        assert_eq!(take(&mut gates[0]).is_empty(), is_own);
+    }
+}
+
+/// One record with an event time, one without, one with: gathered, and in the order of polls.
+#[derive(Clone)]
+struct Mixed(u64);
+
+impl SourceReader<u64> for Mixed {
+    fn poll(&mut self, out: &mut Batch<u64>, _: usize, _: Instant) -> FunctionResult<SourceStatus> {
+        if self.0 == 3 {
+            return Ok(SourceStatus::Waiting { until: None });
+        }
+        let time = (self.0 != 1).then_some(self.0 as i64);
+        out.push(self.0, time);
+        self.0 += 1;
+        Ok(SourceStatus::More)
+    }
+    fn snapshot(&self) -> Vec<SourceSplit> {
+        Vec::new()
+    }
+    fn position(&self, _: usize) -> Option<(String, u64)> {
+        None
+    }
+}
+
+/// Whether a record has an event time does not depend on who is gathered with it.
+#[tokio::test]
+async fn records_with_and_without_event_time_keep_what_they_have() {
+    let channels = Channels::new().await;
+    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+    let mut bench = Bench::new(source(OneReader(Mixed(0)), vec![writer]), 1);
+    bench.run();
+    let expected = [timed(&[0], &[0]), timed(&[1], &[]), timed(&[2], &[2])];
+    assert_eq!(take(&mut gates[0]), expected);
 }
