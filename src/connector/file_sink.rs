@@ -70,7 +70,8 @@ impl<T, E: Clone> Clone for FileSink<T, E> {
 }
 
 impl<T: Record, E: Encoder<T>> FileSink<T, E> {
-    /// Writes into a directory, which is created where needed. Several operators and jobs may share it.
+    /// Writes into a directory, which is created where needed. Several operators and jobs may share it. A path, no URI: a relative one is
+    /// below the working directory of each TaskManager.
     pub fn new(directory: impl Into<PathBuf>, encoder: E) -> Self {
         Self {
             directory: directory.into(),
@@ -176,7 +177,10 @@ impl<E> FileWriter<E> {
     /// Creates the directory durably and proves that files can be created in it, so that a wrong one fails the start and not
     /// the first checkpoint.
     fn open_directory(&self) -> Result<(), FileSinkError> {
-        self.directory_text()?;
+        if self.directory_text()?.contains("://") {
+            let path = self.directory.clone();
+            return Err(FileSinkError::Uri { path });
+        }
         create_directory(&self.directory)?;
         // Number 0 is never a file of records; a crash in between leaves a name that `recover` knows.
         let probe = self.directory.join(self.hidden_name(0));

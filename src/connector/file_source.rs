@@ -312,7 +312,7 @@ impl<D: LineDecoder> FileReader<D> {
         };
         self.line.clear();
         // Two more for the line's end.
-        let limit = self.line_length_max as u64 + 2;
+        let limit = (self.line_length_max as u64).saturating_add(2);
         let read = (&mut reader)
             .take(limit)
             .read_until(b'\n', &mut self.line)
@@ -367,7 +367,8 @@ impl<D: LineDecoder> FileReader<D> {
             }
         };
         split.offset += read as u64;
-        self.open = Some(reader);
+        // After a last line without an end the file is opened anew, which finds out whether it has grown: the rest would be another line.
+        self.open = self.line.ends_with(b"\n").then_some(reader);
         Ok((next, read))
     }
 

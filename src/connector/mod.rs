@@ -84,7 +84,7 @@ pub enum SourceStatus {
 
 /// Reads splits. Lives on the task thread.
 pub trait SourceReader<T>: Send {
-    /// Appends at most about `max` records to `out`. Never waits. `now_ms` is the wall clock, `now` the monotonic one.
+    /// Appends at most about `max` records to `out`. Never waits. `now` is the monotonic clock.
     fn poll(
         &mut self,
         out: &mut Batch<T>,

@@ -94,23 +94,10 @@ impl StoreFactory for Stores {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use std::time::Duration;
+    use perennial_config::Settings;
 
     fn stores() -> Stores {
-        let settings = S3Settings {
-            endpoint: None,
-            region: None,
-            is_path_style: true,
-            access_key: None,
-            secret_key: None,
-            session_token: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            operation_timeout: Duration::from_secs(1),
-            max_retries: 0,
-            part_size: 8 << 20,
-        };
-        Stores::new(settings, Entropy::seeded(1))
+        Stores::new(Settings::default().cluster.s3, Entropy::seeded(1))
     }
 
     #[tokio::test]

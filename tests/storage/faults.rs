@@ -241,7 +241,7 @@ async fn throttling_is_waited_out_and_then_reported_with_each_attempt() {
     assert!(matches!(created, StoreError::Failed { .. }), "{created}");
     let message = created.to_string();
     assert!(
-        message.contains("gave up after 6 attempts") && message.contains("#6 "),
+        message.contains("gave up after 5 attempts") && message.contains("#5 "),
         "{message}"
     );
     assert!(message.contains("503 SlowDown"), "{message}");

@@ -1,12 +1,11 @@
 //! Opens fresh stores for tests.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use perennial::storage::Stores;
 use perennial_actors::checkpoint::{Store, StoreFactory};
 use perennial_actors::entropy::Entropy;
-use perennial_config::{S3Settings, Secret};
+use perennial_config::{S3Settings, Secret, Settings};
 
 /// A store, and what must live as long as it.
 pub(crate) struct Fresh {
@@ -15,7 +14,7 @@ pub(crate) struct Fresh {
 }
 
 pub(crate) fn memory() -> Fresh {
-    let stores = Stores::new(unused_s3(), Entropy::seeded(1));
+    let stores = Stores::new(Settings::default().cluster.s3, Entropy::seeded(1));
     Fresh {
         store: stores.open("memory://test/prefix").unwrap(),
         _directory: None,
@@ -25,7 +24,7 @@ pub(crate) fn memory() -> Fresh {
 pub(crate) fn disk() -> Fresh {
     let directory = tempfile::tempdir().unwrap();
     let uri = format!("file://{}/root", directory.path().display());
-    let stores = Stores::new(unused_s3(), Entropy::system());
+    let stores = Stores::new(Settings::default().cluster.s3, Entropy::system());
     Fresh {
         store: stores.open(&uri).unwrap(),
         _directory: Some(directory),
@@ -51,8 +50,9 @@ pub(crate) fn s3_settings() -> S3Settings {
         endpoint: Some(variable("ENDPOINT")),
         access_key: Some(variable("ACCESS_KEY")),
         secret_key: Some(Secret(variable("SECRET_KEY"))),
-        session_token: None,
-        ..unused_s3()
+        region: Some("us-east-1".to_owned()),
+        is_path_style: true,
+        ..Settings::default().cluster.s3
     }
 }
 
@@ -65,20 +65,4 @@ pub(crate) fn variable(name: &str) -> String {
     std::env::var(&name).unwrap_or_else(|_| {
         panic!("{name} is not set, and this test needs a real S3 server: run `make test`, or `scripts/s3-server run cargo test --test storage`")
     })
-}
-
-fn unused_s3() -> S3Settings {
-    S3Settings {
-        endpoint: None,
-        region: Some("us-east-1".to_owned()),
-        is_path_style: true,
-        access_key: None,
-        secret_key: None,
-        session_token: None,
-        connect_timeout: Duration::from_secs(5),
-        read_timeout: Duration::from_secs(20),
-        operation_timeout: Duration::from_secs(60),
-        max_retries: 5,
-        part_size: 8 << 20,
-    }
 }

@@ -40,6 +40,14 @@ pub enum FileSinkError {
         /// The directory.
         path: PathBuf,
     },
+    /// It would become a directory of that name below the working directory.
+    #[error(
+        "file sink: {} is a URI; give the plain path of a directory, in a file system that all TaskManagers share", path.display()
+    )]
+    Uri {
+        /// As given.
+        path: PathBuf,
+    },
     /// It would be read back as two records.
     #[error(
         "file sink: record {record:?} contains a line break; use JSON lines, or replace it before the sink"
@@ -119,6 +127,7 @@ impl FileSinkError {
             Self::Io { .. } | Self::Broken { .. } | Self::LineBreak { .. } => true,
             Self::Unusable { .. }
             | Self::NotUtf8 { .. }
+            | Self::Uri { .. }
             | Self::Committable { .. }
             | Self::WrongLength { .. }
             | Self::Missing { .. }

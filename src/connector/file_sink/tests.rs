@@ -497,6 +497,16 @@ fn a_directory_that_cannot_be_written_fails_the_start() {
     }
 }
 
+#[test]
+fn a_uri_is_no_directory() {
+    for uri in ["s3://bucket/output", "file:///output"] {
+        let sink = FileSink::<String, _>::lines(uri);
+        let error = sink.writer(&context(0, 1, 1, 1)).err().unwrap();
+        assert!(error.is_unrecoverable());
+        assert!(error.to_string().contains(uri), "{error}");
+    }
+}
+
 /// `/dev/full` answers every write with "no space left", which is how a full disk is met without filling one.
 #[test]
 fn a_full_disk_is_a_typed_error_and_the_file_is_never_prepared() {

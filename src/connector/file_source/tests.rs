@@ -56,6 +56,28 @@ fn reference(content: &str) -> Vec<(u64, String)> {
         .collect()
 }
 
+#[test]
+fn a_file_that_grows_behind_its_last_line_is_refused() {
+    let files = Files::new(&[("a", b"x\ny")]);
+    let source = files.lines();
+    let mut reader = reader(&source, source.splits(1).unwrap());
+    let mut out = Batch::default();
+    reader.poll(&mut out, 2, Instant::now()).unwrap();
+    assert_eq!(out.values, ["x", "y"]);
+    fs::write(files.path("a"), "x\nyz\n").unwrap();
+    let error = reader.poll(&mut out, 2, Instant::now()).unwrap_err();
+    let cause = cause(&error);
+    assert!(matches!(cause, FileSourceError::Changed { .. }), "{cause}");
+}
+
+#[test]
+fn a_limit_of_everything_is_none() {
+    let files = Files::new(&[("a", b"ab\nc\n")]);
+    for limit in [usize::MAX, usize::MAX - 1] {
+        assert_eq!(all(&files.lines().line_length_max(limit)), ["ab", "c"]);
+    }
+}
+
 proptest! {
     /// Random text with multi-byte characters, CRLF, bare CR, blank lines, with or without a last line end; read in random
     /// portions, each by a new reader from the snapshot before. Lines, their offsets and the positions between are those of

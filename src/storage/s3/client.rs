@@ -161,21 +161,14 @@ fn http_client(endpoint: Option<&str>) -> SharedHttpClient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use perennial_config::Secret;
+    use perennial_config::{Secret, Settings};
 
     fn settings() -> S3Settings {
         S3Settings {
             endpoint: Some("http://127.0.0.1:1".to_owned()),
-            region: None,
-            is_path_style: true,
             access_key: Some("key".to_owned()),
             secret_key: Some(Secret("hidden".to_owned())),
-            session_token: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            operation_timeout: Duration::from_secs(5),
-            max_retries: 3,
-            part_size: 8 << 20,
+            ..Settings::default().cluster.s3
         }
     }
 

@@ -18,6 +18,8 @@ const MESSAGE_MAX: usize = 400;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     NoSuchKey,
+    /// 404 without the word of a store, as from a proxy that does not find the server just now.
+    NotFound,
     NoSuchBucket,
     NoSuchUpload,
     /// 412.
@@ -80,6 +82,7 @@ impl Failure {
         match self.cause {
             Cause::Conflict
             | Cause::Throttled
+            | Cause::NotFound
             | Cause::Server
             | Cause::Timeout
             | Cause::Unreachable
@@ -116,7 +119,7 @@ impl Failure {
         let cause = cause_of(status, code);
         let effect = match cause {
             // A gateway says 500, 502 or 504 for what the server behind it may have done.
-            Cause::Server | Cause::Timeout => Effect::Possible,
+            Cause::Server | Cause::Timeout | Cause::NotFound => Effect::Possible,
             _ => Effect::None,
         };
         let mut text = format!("{status} {}", code.unwrap_or("without a code"));
@@ -149,11 +152,13 @@ fn cause_of(status: u16, code: Option<&str>) -> Cause {
         | (429, _) => Cause::Throttled,
         (_, "NotImplemented") | (501, _) => Cause::NotImplemented,
         (401 | 403, _) => Cause::Denied,
-        (404, _) => Cause::NoSuchKey,
+        (404, "NoSuchKey") => Cause::NoSuchKey,
+        (404, _) => Cause::NotFound,
         (409, "ConditionalRequestConflict" | "OperationAborted") => Cause::Conflict,
         (412, _) => Cause::PreconditionFailed,
         (416, _) => Cause::RangeNotSatisfiable,
-        (500.., _) => Cause::Server,
+        // A long request may begin its answer with 200 before it fails.
+        (..=299 | 500.., _) => Cause::Server,
         (_, _) => Cause::Rejected,
     }
 }
@@ -161,6 +166,7 @@ fn cause_of(status: u16, code: Option<&str>) -> Cause {
 fn advice_for(cause: Cause, code: Option<&str>) -> Option<&'static str> {
     Some(match (cause, code.unwrap_or_default()) {
         (Cause::NoSuchBucket, _) => "create the bucket or correct the URI",
+        (Cause::NotFound, _) => "check s3.endpoint, and what is between here and there",
         (_, "InvalidAccessKeyId") => "check s3.access-key",
         (_, "SignatureDoesNotMatch") => "check s3.secret-key",
         (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
@@ -260,6 +266,9 @@ mod tests {
             (501, "NotImplemented", false, Effect::None),
             (412, "PreconditionFailed", false, Effect::None),
             (404, "NoSuchKey", false, Effect::None),
+            (404, "NotFound", true, Effect::Possible),
+            (404, "", true, Effect::Possible),
+            (200, "InternalError", true, Effect::Possible),
             (404, "NoSuchBucket", false, Effect::None),
             (403, "AccessDenied", false, Effect::None),
             (400, "InvalidArgument", false, Effect::None),

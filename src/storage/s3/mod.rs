@@ -13,7 +13,8 @@ mod error;
 mod multipart;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use aws_sdk_s3::primitives::ByteStream;
@@ -29,6 +30,7 @@ use super::key::{check_key, check_prefix};
 use super::retry::{Attempt, GaveUp, RetryPolicy, retry};
 use super::{check_range, past_the_end};
 pub(super) use client::Clients;
+use client::Limits;
 use error::{Cause, Effect, Failure};
 
 /// Upper bound of the first delay between attempts.
@@ -81,29 +83,25 @@ impl S3Store {
         }
     }
 
-    /// Runs one request to its end. `judge` sees each failure, and whether this or an earlier attempt may have had its effect.
+    /// Runs one request to its end. `bytes` are those that an attempt moves; what only an answer tells is put there when it is known.
+    /// `judge` sees each failure, and whether this or an earlier attempt may have had its effect.
     async fn attempt<T, F: Future<Output = Result<T, Failure>>>(
         &self,
-        bytes: u64,
+        bytes: &AtomicU64,
         mut request: impl FnMut() -> F,
         judge: impl Fn(Failure, Effect) -> Result<T, Attempt<Failure>>,
     ) -> Result<T, GaveUp<Failure>> {
-        let policy = self.policy(bytes);
-        let end = Instant::now() + policy.deadline;
+        let policy = self.policy(bytes.load(Ordering::Relaxed));
+        let begin = Instant::now();
         // Of any attempt so far.
         let is_doubtful = AtomicBool::new(false);
         let done = retry(policy, &self.entropy, |_| {
-            let limit = self.clients.limits.attempt_for(bytes);
-            let limit = limit.min(end.saturating_duration_since(Instant::now()));
             // The SDK's futures are tens of kilobytes.
-            let request = tokio::time::timeout(limit, Box::pin(request()));
+            let request = Box::pin(request());
+            let request = in_time(&self.clients.limits, begin, bytes, request);
             let (is_doubtful, judge) = (&is_doubtful, &judge);
             async move {
-                // Belt to the braces of the SDK's own timeouts: whatever they do not cover ends here.
-                let answer = request
-                    .await
-                    .unwrap_or_else(|_| Err(Failure::silent(limit)));
-                answer.or_else(|failure| {
+                request.await.or_else(|failure| {
                     if failure.effect == Effect::Possible {
                         is_doubtful.store(true, Ordering::Relaxed);
                     }
@@ -122,6 +120,14 @@ impl S3Store {
     async fn repeat<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         bytes: u64,
+        request: impl FnMut() -> F,
+    ) -> Result<T, GaveUp<Failure>> {
+        self.repeat_for(&AtomicU64::new(bytes), request).await
+    }
+
+    async fn repeat_for<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        bytes: &AtomicU64,
         request: impl FnMut() -> F,
     ) -> Result<T, GaveUp<Failure>> {
         let judge = |failure: Failure, _| Err(failure.into_attempt());
@@ -166,7 +172,8 @@ impl S3Store {
                 .send();
             async { request.await.map(|_| Created::New).map_err(Failure::from) }
         };
-        self.attempt(bytes.len() as u64, request, judge_create)
+        let length = AtomicU64::new(bytes.len() as u64);
+        self.attempt(&length, request, judge_create)
             .await
             .map_err(|gave_up| self.error("create", key, &gave_up))
     }
@@ -200,9 +207,13 @@ impl S3Store {
                 .send();
             async { request.await.map_err(Failure::from) }
         });
-        let head = done
-            .await
-            .map_err(|gave_up| self.error("get", key, &gave_up))?;
+        let head = done.await.map_err(|mut gave_up| {
+            // This answer has no body, and so never the word of a store.
+            if gave_up.last.cause == Cause::NotFound {
+                gave_up.last.cause = Cause::NoSuchKey;
+            }
+            self.error("get", key, &gave_up)
+        })?;
         Ok(head
             .content_length()
             .and_then(|n| u64::try_from(n).ok())
@@ -221,7 +232,8 @@ impl S3Store {
         }
         let full_key = self.full_key(key);
         let bytes = range.as_ref().map_or(0, |range| range.end - range.start);
-        let done = self.repeat(bytes, || {
+        let bytes = AtomicU64::new(bytes);
+        let done = self.repeat_for(&bytes, || {
             let mut request = self
                 .clients
                 .small
@@ -236,6 +248,7 @@ impl S3Store {
             async {
                 let answer = request.await.map_err(Failure::from)?;
                 let length = answer.content_length().and_then(|n| u64::try_from(n).ok());
+                bytes.fetch_max(length.unwrap_or(0), Ordering::Relaxed);
                 body::read(answer.body, length, &self.clients.limits).await
             }
         });
@@ -401,6 +414,28 @@ impl Store for S3Store {
     }
 }
 
+/// Ends an attempt that nothing else ends: the belt to the braces of the SDK's own timeouts, which do not cover everything. When the answer
+/// tells of more bytes than were expected, it has the time for them.
+async fn in_time<T>(
+    limits: &Limits,
+    operation_began: Instant,
+    bytes: &AtomicU64,
+    mut request: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
+) -> Result<T, Failure> {
+    let began = Instant::now();
+    loop {
+        let known = bytes.load(Ordering::Relaxed);
+        let end = operation_began + limits.operation + limits.time_for(known);
+        let end = end.min(began + limits.attempt_for(known));
+        let left = end.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(left, &mut request).await {
+            Ok(answer) => return answer,
+            Err(_) if bytes.load(Ordering::Relaxed) > known => {}
+            Err(_) => return Err(Failure::silent(began.elapsed())),
+        }
+    }
+}
+
 fn effect_if(is_doubtful: &AtomicBool) -> Effect {
     if is_doubtful.load(Ordering::Relaxed) {
         Effect::Possible
@@ -422,5 +457,40 @@ fn judge_create(failure: Failure, effect: Effect) -> Result<Created, Attempt<Fai
             ..failure
         })),
         _ => Err(failure.into_attempt()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        connect: Duration::from_secs(1),
+        silence: Duration::from_secs(2),
+        operation: Duration::from_secs(10),
+        retries_max: 0,
+        part_size: 8 << 20,
+    };
+
+    /// How long an object takes is only known when its answer has begun.
+    #[tokio::test(start_paused = true)]
+    async fn a_long_answer_has_the_time_for_its_bytes_and_no_more() {
+        // 100 seconds at the slowest rate that counts.
+        const BYTES: u64 = 100 * (256 << 10);
+        for (announced, seconds, is_in_time) in [
+            (0, 2, true),
+            (0, 4, false),
+            (BYTES, 90, true),
+            (BYTES, 120, false),
+        ] {
+            let bytes = AtomicU64::new(0);
+            let request = async {
+                bytes.fetch_max(announced, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Ok(())
+            };
+            let done = in_time(&LIMITS, Instant::now(), &bytes, Box::pin(request)).await;
+            assert_eq!(done.is_ok(), is_in_time, "{announced} bytes, {seconds} s");
+        }
     }
 }
