@@ -231,6 +231,13 @@ fn a_signal_ends_a_local_run_with_its_job_and_leaves_nothing_behind() {
             .unwrap();
         let said = || std::fs::read_to_string(&log).unwrap();
         let is_running = wait(|| said().contains("| checkpoint 3"));
+        // As a writer leaves it that was killed half-way.
+        let said_so_far = said();
+        let (_, job) = said_so_far.split_once(" as job ").unwrap();
+        let shared = store.join(&job[..32]).join("shared");
+        std::fs::create_dir_all(&shared).unwrap();
+        let unfinished = shared.join(".tmp-00000001-0000000000000001-part");
+        std::fs::write(unfinished, b"half").unwrap();
         let children = format!("/proc/{0}/task/{0}/children", run.id());
         let children = std::fs::read_to_string(children).unwrap();
         let asked = Command::new("kill")

@@ -7,13 +7,15 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
-use std::process::{Command, Stdio};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
+use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary, free_port};
 use perennial_chaos::scenario::Detection;
 use perennial_chaos::seed::Seed;
 use perennial_chaos::storage::StorageKind;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The documented exit code of a JobManager that may not lead.
 const ANOTHER_LEADS: i32 = 5;
@@ -130,15 +132,8 @@ fn a_run_that_is_watched_follows_its_job_to_the_next_leader() {
     let mut cluster = ProcessCluster::start(plan).unwrap();
     let standby = cluster.start_job_manager().unwrap();
     let keyed_count = ["run", "keyed-count", "-p", "2", "--rate", "500"];
-    let template = cluster.command(&[&keyed_count[..], &["--events", "4000"]].concat());
-    let mut arguments: Vec<_> = template.get_args().map(|a| a.to_owned()).collect();
-    let address = arguments
-        .iter()
-        .position(|argument| argument == "--jobmanager")
-        .unwrap();
-    arguments.drain(address..address + 2);
-    let mut run = Command::new(template.get_program())
-        .args(arguments)
+    let keyed_count = [&keyed_count[..], &["--events", "4000"]].concat();
+    let mut run = without_address(&cluster, &keyed_count)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -158,4 +153,59 @@ fn a_run_that_is_watched_follows_its_job_to_the_next_leader() {
     assert!(said.contains("waiting for"), "{said}");
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(status["summary"]["state"], "FINISHED");
+}
+
+/// A command that is told the cluster's settings, and no JobManager.
+fn without_address(cluster: &ProcessCluster, arguments: &[&str]) -> Command {
+    let template = cluster.command(arguments);
+    let mut arguments: Vec<_> = template.get_args().map(|a| a.to_owned()).collect();
+    let address = arguments
+        .iter()
+        .position(|argument| argument == "--jobmanager")
+        .unwrap();
+    arguments.drain(address..address + 2);
+    let mut command = Command::new(template.get_program());
+    command.args(arguments);
+    command
+}
+
+/// Whoever watches the process must see that there is no cluster any more, and one that waits for its turn must heed whoever ends it.
+#[test]
+fn a_cluster_in_one_process_ends_while_it_waits_and_when_it_leads_no_more() {
+    let _seed = Seed::announce(
+        "leaders",
+        "a_cluster_in_one_process_ends_while_it_waits_and_when_it_leads_no_more",
+    );
+    let plan = plan(StorageKind::Disk).set("high-availability.type", "file");
+    let mut cluster = ProcessCluster::start(plan).unwrap();
+    let port = free_port().unwrap();
+    let own = format!("jobmanager.rpc.port={port}");
+    let mut start = without_address(&cluster, &["-D", &own, "start"]);
+    start.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut standby = start.spawn().unwrap();
+    let end = |cluster: &mut ProcessCluster, node: &mut Child| {
+        cluster.wait_until("its end", Duration::from_secs(30), |_| Ok(node.try_wait()?))
+    };
+
+    cluster.wait_until("it listens", Duration::from_secs(20), |_| {
+        Ok(TcpStream::connect(("127.0.0.1", port)).ok())
+    });
+    kill_process(Pid::from_child(&standby), Signal::TERM).unwrap();
+    assert_eq!(end(&mut cluster, &mut standby).code(), Some(0));
+
+    let mut standby = start.spawn().unwrap();
+    cluster.kill("jobmanager-1").unwrap();
+    let address = format!("127.0.0.1:{port}");
+    cluster.wait_until("it leads", Duration::from_secs(30), |cluster| {
+        let list = without_address(cluster, &["-m", &address, "list"]).output()?;
+        Ok(list.status.success().then_some(()))
+    });
+    let next = cluster.start_job_manager().unwrap();
+    kill_process(Pid::from_child(&standby), Signal::STOP).unwrap();
+    cluster.talk_to(&next).unwrap();
+    cluster.wait_until("the next one leads", Duration::from_secs(30), |cluster| {
+        Ok(cluster.cli(&["list"])?.status.success().then_some(()))
+    });
+    kill_process(Pid::from_child(&standby), Signal::CONT).unwrap();
+    assert_eq!(end(&mut cluster, &mut standby).code(), Some(ANOTHER_LEADS));
 }

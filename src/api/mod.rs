@@ -92,7 +92,8 @@ impl StreamEnvironment {
         }
     }
 
-    /// Sets a configuration key for this job. It wins over the cluster's configuration; `-D` on the command line wins over it.
+    /// Sets a configuration key for this job. It wins over profile, file and environment of the client that submits it; `-D` and `-p` of that
+    /// command win over it. Keys of nodes are refused.
     pub fn set(&self, key: &str, value: impl std::fmt::Display) {
         self.builder
             .borrow_mut()

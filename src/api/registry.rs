@@ -12,7 +12,7 @@ use crate::error::FunctionResult;
 /// An option of a job, for `--help` and for checking.
 #[derive(Debug, Clone)]
 pub struct JobOption {
-    /// Without dashes.
+    /// Without dashes; it takes a value. Those of `perennial run` are taken: a binary with such a job says so and ends.
     pub name: &'static str,
     /// What it means, with its default.
     pub help: &'static str,

@@ -42,6 +42,9 @@ enum Part {
 }
 
 /// A stream of records of one type.
+///
+/// `name`, `uid`, `parallelism`, `max_parallelism` and `side_output` concern the operator that the records come from: `union`, `rebalance`,
+/// `broadcast` and a side output are no operators of their own, and behind `union` it is the one of the first stream.
 pub struct DataStream<T> {
     builder: Rc<RefCell<Builder>>,
     origins: Vec<Origin>,

@@ -9,7 +9,7 @@ use perennial_config::value::parse_directory;
 const COMMON: &str = "Common options";
 
 /// Perennial: a stream-processing runtime that comes back from every failure.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(
     name = "perennial",
     version,
@@ -51,7 +51,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Runs a JobManager node
     Jobmanager,
@@ -126,8 +126,8 @@ pub(crate) struct RunArgs {
     /// Drops state that no operator takes, instead of refusing
     #[arg(long, requires = "from_savepoint")]
     pub(crate) allow_non_restored_state: bool,
-    /// Returns once the job is accepted
-    #[arg(long, short = 'd')]
+    /// Returns once the job is accepted, and leaves it to the cluster; not with --local, whose cluster ends with the command
+    #[arg(long, short = 'd', conflicts_with = "local")]
     pub(crate) detached: bool,
 }
 

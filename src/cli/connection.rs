@@ -3,22 +3,18 @@
 //! Invariant: a command that only asks fails at once and says what is in the way. One that follows a job gives up only after
 //! [`FOLLOW_TIMEOUT`] (a submission: [`SUBMIT_TIMEOUT`]) without an answer, and says what it waits for.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use perennial_actors::client::Client;
 use perennial_actors::clock::Instant;
-use perennial_actors::entropy::Entropy;
-use perennial_actors::job_manager_session::LeaderDiscovery;
 use perennial_actors::model::message::{ClientRequest, ClientResponse, RpcError};
 use perennial_actors::model::{JobId, JobStatus, JobSummary};
 use perennial_actors::rpc::TcpTransport;
-use perennial_config::{HighAvailability, Settings};
+use perennial_config::Settings;
 
 use super::args::Cli;
 use super::{CliError, output};
-use crate::cluster::StoredLeader;
-use crate::storage::Stores;
+use crate::cluster::leader_address;
 
 /// How long a job is followed without an answer about it: as long as a TaskManager looks for its JobManager by default
 /// (`taskmanager.registration.timeout`).
@@ -38,7 +34,10 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) async fn open(cli: &Cli, settings: &Settings) -> Result<Self, CliError> {
         let cluster = &settings.cluster;
-        let address = leader_address(cli, settings).await;
+        let address = match &cli.jobmanager {
+            Some(address) => address.clone(),
+            None => leader_address(cluster, output::note).await,
+        };
         let client = Client::connect(
             &TcpTransport,
             &address,
@@ -83,6 +82,11 @@ impl Connection {
         if let Ok(job) = text.parse() {
             return Ok(job);
         }
+        if text.is_empty() {
+            return Err(CliError::Usage(
+                "the job has no name here: give its id, the first digits of it, or its name".into(),
+            ));
+        }
         let jobs = self.jobs().await?;
         let mut matching: Vec<_> = jobs
             .iter()
@@ -108,33 +112,6 @@ pub(super) fn unexpected(response: &ClientResponse) -> CliError {
     CliError::Rpc(RpcError::Refused(format!(
         "the JobManager answered something else: {response:?}"
     )))
-}
-
-/// As named on the command line; else, under high availability, who leads as its store says; else as configured.
-async fn leader_address(cli: &Cli, settings: &Settings) -> String {
-    let cluster = &settings.cluster;
-    if let Some(address) = &cli.jobmanager {
-        return address.clone();
-    }
-    let configured = format!("{}:{}", cluster.rpc_address, cluster.rpc_port);
-    match cluster.high_availability {
-        HighAvailability::None => configured,
-        HighAvailability::Store => {
-            let stores = Stores::new(cluster.s3.clone(), Entropy::system());
-            let stored = StoredLeader::new(Arc::new(stores), &cluster.ha_directory);
-            match stored.address().await {
-                Ok(address) => address,
-                // A client may have no access to the store.
-                Err(why) => {
-                    output::note(&format!(
-                        "no leader found in {}: {why}; trying {configured}",
-                        cluster.ha_directory
-                    ));
-                    configured
-                }
-            }
-        }
-    }
 }
 
 /// A connection of a command that follows a job: made anew when it broke.

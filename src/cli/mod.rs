@@ -43,7 +43,13 @@ pub fn main_with_faults(registry: &JobRegistry, faults: FaultPoints) -> ExitCode
 }
 
 fn run_with(registry: &JobRegistry, faults: FaultPoints) -> ExitCode {
-    let command = with_jobs(Cli::command(), registry);
+    let command = match with_jobs(Cli::command(), registry) {
+        Ok(command) => command,
+        Err(error) => {
+            output::error(&error);
+            return error.exit_code();
+        }
+    };
     let matches = match command.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -59,7 +65,9 @@ fn run_with(registry: &JobRegistry, faults: FaultPoints) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    cli.define = defines(std::env::args().skip(1));
+    // What is not text was refused, unless it is a path.
+    let arguments = std::env::args_os().skip(1);
+    cli.define = defines(arguments.map(|argument| argument.to_string_lossy().into_owned()));
     match execute(&cli, &matches, registry, faults) {
         Ok(code) => code,
         Err(error) => {
@@ -74,7 +82,9 @@ fn defines(arguments: impl Iterator<Item = String>) -> Vec<String> {
     let mut defines = Vec::new();
     let mut arguments = arguments.take_while(|argument| argument != "--");
     while let Some(argument) = arguments.next() {
-        match argument.strip_prefix("-D") {
+        // Also behind `-d`, in one word.
+        let short = argument.strip_prefix('-').unwrap_or_default();
+        match short.trim_start_matches('d').strip_prefix('D') {
             Some("") => defines.extend(arguments.next()),
             Some(define) => defines.push(define.trim_start_matches('=').to_owned()),
             None => {}
@@ -84,24 +94,45 @@ fn defines(arguments: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 /// Each job is a subcommand of `run` with its own options, so that `--help` and suggestions know them.
-fn with_jobs(command: clap::Command, registry: &JobRegistry) -> clap::Command {
-    command.mut_subcommand("run", |mut run| {
-        for job in registry.jobs() {
-            let mut sub =
-                RunArgs::augment(clap::Command::new(job.name.clone())).about(job.about.clone());
-            for option in &job.options {
-                sub = sub.arg(
-                    clap::Arg::new(option.name)
-                        .long(option.name)
-                        .value_name("VALUE")
-                        .help(option.help)
-                        .help_heading("Job options"),
-                );
+///
+/// # Errors
+/// When a job's option has the name of another one: clap would panic or take one for the other.
+fn with_jobs(command: clap::Command, registry: &JobRegistry) -> Result<clap::Command, CliError> {
+    let everywhere = ["help".to_owned(), "version".to_owned()];
+    let everywhere = [&names(&command)[..], &everywhere].concat();
+    let mut jobs = Vec::new();
+    for job in registry.jobs() {
+        let mut sub =
+            RunArgs::augment(clap::Command::new(job.name.clone())).about(job.about.clone());
+        for option in &job.options {
+            if [names(&sub), everywhere.clone()]
+                .concat()
+                .iter()
+                .any(|name| name == option.name)
+            {
+                return Err(CliError::Usage(format!(
+                    "job `{}` cannot have an option --{}: `run` or the job itself has one of that name; choose another in its JobOption",
+                    job.name, option.name
+                )));
             }
-            run = run.subcommand(sub);
+            sub = sub.arg(
+                clap::Arg::new(option.name)
+                    .long(option.name)
+                    .value_name("VALUE")
+                    .help(option.help)
+                    .help_heading("Job options"),
+            );
         }
-        run
-    })
+        jobs.push(sub);
+    }
+    Ok(command.mut_subcommand("run", |run| run.subcommands(jobs)))
+}
+
+/// Under which clap and people know its options.
+fn names(command: &clap::Command) -> Vec<String> {
+    let options = command.get_arguments();
+    let names = options.flat_map(|one| [Some(one.get_id().as_str()), one.get_long()]);
+    names.flatten().map(str::to_owned).collect()
 }
 
 fn execute(
@@ -128,27 +159,49 @@ fn execute(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::JobOption;
 
-    /// Before and after the subcommand, in all three spellings.
+    /// Before and after the subcommand, in all spellings.
     #[test]
     fn every_definition_counts_wherever_it_stands() {
         let arguments = [
-            "-D", "a=1", "run", "-Db=2", "job", "-D=c=3", "--", "-D", "d=4",
+            "-D", "a=1", "run", "-Db=2", "job", "-D=c=3", "-dDe=5", "--define", "--", "-D", "d=4",
         ];
         assert_eq!(
             defines(arguments.map(str::to_owned).into_iter()),
-            ["a=1", "b=2", "c=3"]
+            ["a=1", "b=2", "c=3", "e=5"]
         );
     }
 
     /// Each job brings its own line and options.
     #[test]
     fn jobs_are_subcommands_of_run() {
-        let command = with_jobs(Cli::command(), &crate::jobs::registry());
+        let command = with_jobs(Cli::command(), &crate::jobs::registry()).unwrap();
         command.clone().debug_assert();
         let run = command.find_subcommand("run").unwrap();
         let job = run.find_subcommand("keyed-count").unwrap();
         assert!(job.get_about().unwrap().to_string().contains("throughput"));
         assert!(job.get_arguments().any(|a| a.get_id() == "keys"));
+    }
+
+    /// Those of `run`, of every command, of clap, and the job's own.
+    #[test]
+    fn an_option_of_a_job_takes_no_name_that_is_taken() {
+        for taken in [
+            "local",
+            "from-savepoint",
+            "from_savepoint",
+            "config",
+            "help",
+            "mine",
+        ] {
+            let options = ["mine", taken].map(|name| JobOption { name, help: "" });
+            let registry = JobRegistry::new().job("job", "", &options, |_, _| Ok(()));
+            let error = with_jobs(Cli::command(), &registry).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("--{taken}:")),
+                "{error}"
+            );
+        }
     }
 }

@@ -46,39 +46,41 @@ pub(super) fn run(
             ))
         })
         .collect();
+    let mut cli = cli.clone();
+    let parallelism = args.parallelism.map(|p| format!("parallelism.default={p}"));
+    cli.define.extend(parallelism);
+    let cli = &cli;
     let loaded = load(cli, Role::Client)?;
     super::serve::init_log(cli, "warn");
-    let graph = graph(
-        cli,
-        &loaded,
-        registry,
-        name,
-        &Arguments::new(arguments),
-        &args,
-    )?;
+    let graph = graph(&loaded, registry, name, &Arguments::new(arguments), &args)?;
     block_on(async {
         let mut signals = Signals::listen()?;
-        let cluster = match args.local {
-            true => Some(
-                LocalCluster::start(
-                    &room_for(&graph, &loaded.settings, &args),
-                    args.taskmanagers,
-                    registry.clone(),
-                )
-                .await?,
-            ),
-            false => None,
+        let mut cluster = None;
+        if args.local {
+            let room = room_for(&graph, &loaded.settings, &args);
+            let starting = LocalCluster::start(&room, args.taskmanagers, registry.clone());
+            cluster = Some(tokio::select! {
+                biased;
+                started = starting => started?,
+                () = signals.asked() => return Ok(ExitCode::SUCCESS),
+            });
+        }
+        let settings = cluster.as_ref().map(LocalCluster::settings).cloned();
+        let settings = settings.unwrap_or(loaded.settings);
+        let result = tokio::select! {
+            biased;
+            result = submit(cli, &settings, graph, &args, &mut signals) => result,
+            () = end_of(&mut cluster) => Err(CliError::Node(
+                "the JobManager of this cluster has ended: the log says why".into(),
+            )),
         };
-        let settings = cluster
-            .as_ref()
-            .map_or(&loaded.settings, LocalCluster::settings);
-        let result = submit(cli, settings, graph, &args, &mut signals).await;
         if let Some(cluster) = cluster
             && !matches!(result, Err(CliError::EndedAtOnce))
         {
             tokio::select! {
                 biased;
-                () = cluster.shutdown() => {}
+                // How it ended, if not as asked, is told already.
+                _exit = cluster.shutdown() => {}
                 () = signals.asked() => return Err(CliError::EndedAtOnce),
             }
         }
@@ -86,8 +88,15 @@ pub(super) fn run(
     })
 }
 
+/// Of a cluster of one's own; without one it never comes.
+async fn end_of(cluster: &mut Option<LocalCluster>) {
+    match cluster {
+        Some(cluster) => cluster.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn graph(
-    cli: &Cli,
     loaded: &Loaded,
     registry: &JobRegistry,
     name: &str,
@@ -106,20 +115,8 @@ fn graph(
         name,
         arguments,
         |keys| {
-            let mut keys = keys.to_vec();
-            for define in &cli.define {
-                if let Some((key, value)) = define.split_once('=')
-                    && loaded.job(&[(key.trim(), value.trim())]).is_ok()
-                {
-                    keys.push((key.trim().to_owned(), value.trim().to_owned()));
-                }
-            }
-            keys.extend(
-                args.parallelism
-                    .map(|p| ("parallelism.default".to_owned(), p.to_string())),
-            );
             let (settings, notices) = loaded
-                .job(&keys)
+                .job(keys)
                 .map_err(|e| JobError::Settings(e.to_string()))?;
             for notice in notices {
                 output::note(&notice.to_string());
@@ -140,6 +137,23 @@ fn room_for(graph: &JobGraph, settings: &Settings, args: &RunArgs) -> Settings {
     settings
 }
 
+/// Returns when the job is the cluster's.
+async fn accept<'a>(
+    cli: &'a Cli,
+    settings: &'a Settings,
+    graph: JobGraph,
+) -> Result<(Follower<'a>, JobId), CliError> {
+    let mut follower = Follower::open(cli, settings).await?;
+    let request = ClientRequest::Submit(Box::new(graph));
+    // The id is ours: a submission whose answer was lost is asked for again, and runs once.
+    let is_refused = |error: &RpcError| matches!(error, RpcError::Refused(_));
+    let submitting = follower.ask(&request, SUBMIT_TIMEOUT, is_refused, output::note);
+    match submitting.await? {
+        ClientResponse::Submitted(job) => Ok((follower, job)),
+        other => Err(unexpected(&other)),
+    }
+}
+
 async fn submit(
     cli: &Cli,
     settings: &Settings,
@@ -147,15 +161,20 @@ async fn submit(
     args: &RunArgs,
     signals: &mut Signals,
 ) -> Result<ExitCode, CliError> {
-    let mut follower = Follower::open(cli, settings).await?;
-    let name = graph.name.clone();
-    let request = ClientRequest::Submit(Box::new(graph));
-    // The id is ours: a submission whose answer was lost is asked for again, and runs once.
-    let is_refused = |error: &RpcError| matches!(error, RpcError::Refused(_));
-    let submitting = follower.ask(&request, SUBMIT_TIMEOUT, is_refused, output::note);
-    let job = match submitting.await? {
-        ClientResponse::Submitted(job) => job,
-        other => return Err(unexpected(&other)),
+    let (name, id) = (graph.name.clone(), graph.job);
+    let accepted = tokio::select! {
+        biased;
+        accepted = accept(cli, settings, graph) => Some(accepted?),
+        () = signals.asked() => None,
+    };
+    let (mut follower, job) = match accepted {
+        Some(accepted) => accepted,
+        None if args.local => return Ok(ExitCode::SUCCESS),
+        None => {
+            return Err(CliError::JobFailed(format!(
+                "ended before the cluster had answered; the job may run: `perennial status {id}` shows it"
+            )));
+        }
     };
     if !cli.json {
         output::note(&format!("submitted {name} as job {job}"));

@@ -97,15 +97,18 @@ pub(super) fn job_manager(cli: &Cli, faults: FaultPoints) -> Result<ExitCode, Cl
             () = node.ended() => {}
             () = signals.asked() => {}
         }
-        let exit = node.shutdown().await;
-        match exit? {
-            JobManagerExit::Shutdown => Ok(ExitCode::SUCCESS),
-            JobManagerExit::Fenced(reason) => Err(CliError::NotLeader(format!(
-                "this JobManager no longer leads: {reason}"
-            ))),
-            JobManagerExit::Failed(reason) => Err(CliError::Node(reason)),
-        }
+        exit_code(node.shutdown().await?)
     })
+}
+
+fn exit_code(exit: JobManagerExit) -> Result<ExitCode, CliError> {
+    match exit {
+        JobManagerExit::Shutdown => Ok(ExitCode::SUCCESS),
+        JobManagerExit::Fenced(reason) => Err(CliError::NotLeader(format!(
+            "this JobManager no longer leads: {reason}"
+        ))),
+        JobManagerExit::Failed(reason) => Err(CliError::Node(reason)),
+    }
 }
 
 pub(super) fn task_manager(
@@ -155,8 +158,13 @@ pub(super) fn start(
     }
     block_on(async {
         let mut signals = Signals::listen()?;
-        let cluster =
-            LocalCluster::start_on(loaded.settings, args.taskmanagers, registry.clone()).await?;
+        let starting = LocalCluster::start_on(loaded.settings, args.taskmanagers, registry.clone());
+        let mut cluster = tokio::select! {
+            biased;
+            cluster = starting => cluster?,
+            // A standby may wait for long.
+            () = signals.asked() => return Ok(ExitCode::SUCCESS),
+        };
         let slots = cluster.settings().cluster.task_slots * args.taskmanagers;
         output::line(&format!(
             "cluster runs: JobManager {}, {} TaskManagers, {slots} slots\nrun a job: perennial --jobmanager {} run JOB\nCtrl-C ends it",
@@ -164,9 +172,12 @@ pub(super) fn start(
             args.taskmanagers,
             cluster.address(),
         ));
-        signals.asked().await;
-        cluster.shutdown().await;
-        Ok(ExitCode::SUCCESS)
+        tokio::select! {
+            biased;
+            () = cluster.ended() => {}
+            () = signals.asked() => {}
+        }
+        exit_code(cluster.shutdown().await?)
     })
 }
 

@@ -5,11 +5,36 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use perennial_actors::checkpoint::StoreFactory;
+use perennial_actors::entropy::Entropy;
 use perennial_actors::job_manager_session::LeaderDiscovery;
 use perennial_actors::leadership::discover;
+use perennial_config::{ClusterSettings, HighAvailability};
+
+use crate::storage::Stores;
+
+/// Where a client reaches the JobManager that leads, as `host:port`: under high availability, whoever its store says, else as configured.
+///
+/// A client may have no access to the store: then it is as configured, too, and `tell` hears why.
+pub async fn leader_address(cluster: &ClusterSettings, tell: impl FnOnce(&str)) -> String {
+    let configured = format!("{}:{}", cluster.rpc_address, cluster.rpc_port);
+    match cluster.high_availability {
+        HighAvailability::None => configured,
+        HighAvailability::Store => {
+            let stores = Stores::new(cluster.s3.clone(), Entropy::system());
+            let directory = &cluster.ha_directory;
+            let stored = StoredLeader::new(Arc::new(stores), directory);
+            stored.address().await.unwrap_or_else(|why| {
+                tell(&format!(
+                    "no leader found in {directory}: {why}; trying {configured}"
+                ));
+                configured
+            })
+        }
+    }
+}
 
 /// Where the newest epoch's object says.
-pub struct StoredLeader {
+pub(crate) struct StoredLeader {
     stores: Arc<dyn StoreFactory>,
     directory: String,
 }
@@ -17,7 +42,7 @@ pub struct StoredLeader {
 impl StoredLeader {
     /// Looks in the leadership directory of a cluster.
     #[must_use]
-    pub fn new(stores: Arc<dyn StoreFactory>, directory: &str) -> Self {
+    pub(crate) fn new(stores: Arc<dyn StoreFactory>, directory: &str) -> Self {
         Self {
             stores,
             directory: directory.to_owned(),

@@ -13,7 +13,7 @@ use perennial_actors::rpc::TcpTransport;
 use perennial_config::{HighAvailability, Secret, Settings};
 
 use super::task_manager::StuckTasks;
-use super::{JobManagerNode, NodeError, Runtime, TaskManagerNode, runtime};
+use super::{JobManagerExit, JobManagerNode, NodeError, Runtime, TaskManagerNode, runtime};
 use crate::api::JobRegistry;
 use crate::storage::Stores;
 
@@ -118,8 +118,13 @@ impl LocalCluster {
         self.job_manager.address()
     }
 
-    /// Ends all nodes in good order.
-    pub async fn shutdown(self) {
+    /// Waits for the end of its JobManager, without which it is none. Cancel safe.
+    pub async fn ended(&mut self) {
+        self.job_manager.ended().await;
+    }
+
+    /// Ends all nodes in good order, and tells how the JobManager did.
+    pub async fn shutdown(self) -> Result<JobManagerExit, NodeError> {
         let ending = self
             .task_managers
             .iter()
@@ -127,9 +132,7 @@ impl LocalCluster {
         for end in futures::future::join_all(ending).await {
             tracing::debug!(%end, "a TaskManager has ended");
         }
-        if let Err(error) = self.job_manager.shutdown().await {
-            tracing::warn!(%error, "the JobManager ended badly");
-        }
+        let exit = self.job_manager.shutdown().await;
         if self.is_private {
             let directory = &self.settings.job.checkpointing.directory;
             let key = probe_key(&self.settings.cluster.cluster_id);
@@ -139,6 +142,7 @@ impl LocalCluster {
                 tracing::warn!(%error, "the probe object of this cluster stays behind");
             }
         }
+        exit
     }
 
     async fn wait_for_task_managers(&self) -> Result<(), NodeError> {

@@ -14,7 +14,8 @@ use perennial_actors::model::message::RpcError;
 
 pub use build_id::build_id;
 pub use job_manager::{JobManagerExit, JobManagerNode};
-pub use leader::StoredLeader;
+use leader::StoredLeader;
+pub use leader::leader_address;
 pub use local::LocalCluster;
 use ports::Ports;
 pub use task_manager::{StuckTasks, TaskManagerNode, TaskManagerSurroundings};

@@ -136,7 +136,7 @@ impl KeyedProcessFunction<String, UserEvent> for AbnormalCountProcessFunction {
 const OPTIONS: &[JobOption] = &[
     JobOption {
         name: "users",
-        help: "number of users, one source subtask each [default: 3]",
+        help: "number of users, and of source subtasks unless -p says another [default: 3]",
     },
     JobOption {
         name: "interval-ms",
