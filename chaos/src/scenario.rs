@@ -16,6 +16,19 @@ use crate::plan::WorkloadPlan;
 use crate::process::ProcessCluster;
 use crate::seed::Seed;
 
+/// Settings of a job that many faults shall not end, with all its state in objects.
+pub const ENDURING: [(&str, &str); 6] = [
+    ("execution.checkpointing.min-pause", "0s"),
+    ("execution.checkpointing.data-inline-threshold", "0"),
+    (
+        "execution.checkpointing.tolerable-failed-checkpoints",
+        "100",
+    ),
+    ("restart-strategy.type", "fixed-delay"),
+    ("restart-strategy.fixed-delay.attempts", "100"),
+    ("restart-strategy.fixed-delay.delay", "100ms"),
+];
+
 /// Users of the main job, one source subtask each.
 const USERS: u64 = 3;
 
@@ -121,20 +134,12 @@ impl Detection {
             abnormal_share: 0.3,
         };
         let output = cluster.path("output");
+        let checkpoints = [
+            ("execution.checkpointing.interval", "200ms"),
+            ("execution.checkpointing.num-retained", "1000"),
+        ];
         let job = cluster.submit(
-            &[
-                ("execution.checkpointing.interval", "200ms"),
-                ("execution.checkpointing.min-pause", "0s"),
-                ("execution.checkpointing.num-retained", "1000"),
-                ("execution.checkpointing.data-inline-threshold", "0"),
-                (
-                    "execution.checkpointing.tolerable-failed-checkpoints",
-                    "100",
-                ),
-                ("restart-strategy.type", "fixed-delay"),
-                ("restart-strategy.fixed-delay.attempts", "100"),
-                ("restart-strategy.fixed-delay.delay", "100ms"),
-            ],
+            &[&checkpoints[..], &ENDURING].concat(),
             &[
                 "abnormal-detection",
                 "--users",

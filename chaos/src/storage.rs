@@ -7,7 +7,7 @@ use std::time::Duration;
 use perennial::storage::Stores;
 use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::entropy::Entropy;
-use perennial_config::{S3Settings, Secret};
+use perennial_config::{S3Settings, Secret, Settings};
 
 /// Which kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,12 +126,9 @@ impl Storage {
             is_path_style: true,
             access_key: server.map(|s| s.access_key.clone()),
             secret_key: server.map(|s| Secret(s.secret_key.clone())),
-            session_token: None,
-            connect_timeout: Duration::from_secs(5),
-            read_timeout: Duration::from_secs(20),
-            operation_timeout: Duration::from_secs(30),
-            max_retries: 5,
-            part_size: 8 << 20,
+            // Below what tests wait for, so that they tell the store's own error.
+            operation_timeout: Duration::from_secs(20),
+            ..Settings::default().cluster.s3
         };
         Arc::new(Stores::new(settings, Entropy::system()))
     }

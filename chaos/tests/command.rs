@@ -8,12 +8,15 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use perennial_actors::fault::CHAOS_KEY;
 use perennial_chaos::process::{ClusterPlan, ProcessCluster, binary};
 use perennial_chaos::results::Results;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -169,6 +172,55 @@ fn faults_are_aimed_at_somebodys_own_job() {
     .says(&["running-totals", "struck 1.", "pass in", "S1 1"]);
 }
 
+/// Its nodes would run on, and the next cluster beside them.
+#[test]
+fn a_command_that_is_told_to_end_takes_its_nodes_along() {
+    let directory = TempDir::new().unwrap();
+    let run = [
+        "run",
+        "--profile",
+        "process",
+        "--only",
+        "P1",
+        "--seed",
+        "22",
+    ];
+    let mut run = Command::new(CHAOS)
+        .args(run)
+        .args(["--store", "disk", "--binary"])
+        .arg(binary())
+        .arg("--dir")
+        .arg(directory.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(run.stdout.take().unwrap()).lines();
+    // Then all nodes run.
+    assert!(said.any(|line| line.unwrap().contains("warming up")));
+    let nodes = children(run.id());
+    assert!(nodes.len() > 1, "{nodes:?}");
+    kill_process(Pid::from_child(&run), Signal::TERM).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(128 + 15));
+    let runs = |node: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{node}/stat"));
+        status.is_ok_and(|status| !status.contains(") Z "))
+    };
+    // 30 seconds in all.
+    let have_ended = (0..300).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        !nodes.iter().any(runs)
+    });
+    assert!(have_ended, "{nodes:?}");
+}
+
+/// Processes that a process has started, by any of its threads.
+fn children(process: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let lists = tasks.map(|task| text(&task.unwrap().path().join("children")));
+    let of = |list: String| -> Vec<u32> { list.split_whitespace().flat_map(str::parse).collect() };
+    lists.flat_map(of).collect()
+}
+
 /// By control message into a cluster that obeys, one that does not, and none.
 #[test]
 fn one_fault_is_injected_into_a_running_cluster() {
@@ -180,13 +232,27 @@ fn one_fault_is_injected_into_a_running_cluster() {
     };
     let plan = || ClusterPlan::new(binary()).task_managers(1);
     {
-        let cluster = ProcessCluster::start(plan().set(CHAOS_KEY, true)).unwrap();
+        let available = ("high-availability.type".to_owned(), "file".to_owned());
+        let plan = plan().set(CHAOS_KEY, true).set(&available.0, &available.1);
+        let cluster = ProcessCluster::start(plan).unwrap();
         inject(
             &cluster,
             &["clock", "--taskmanager", "taskmanager-1", "-3600000"],
         )
         .ends_with(0)
         .says(&["struck: node taskmanager-1"]);
+        // Who leads is found in the store.
+        let mut settings = cluster.storage().settings();
+        let secret = cluster.secret().to_owned();
+        settings.extend([available, ("security.cluster-secret".to_owned(), secret)]);
+        let define = |(key, value): &(String, String)| format!("-D{key}={value}");
+        let definitions: Vec<_> = settings.iter().map(define).collect();
+        let definitions = definitions.iter().map(String::as_str);
+        let arguments = ["inject"].into_iter().chain(definitions);
+        let arguments: Vec<_> = arguments.chain(["clock", "5"]).collect();
+        chaos(directory.path(), &arguments)
+            .ends_with(0)
+            .says(&["struck: node"]);
         inject(&cluster, &["user-panic", "--job", "nobody"])
             .ends_with(2)
             .says(&["no job is named `nobody`"]);
@@ -196,7 +262,17 @@ fn one_fault_is_injected_into_a_running_cluster() {
         inject(&cluster, &["panic", "job-manager"])
             .ends_with(1)
             .says(&["chaos.enabled: true"]);
+        let stranger = ["inject", "-m", cluster.address(), "clock", "5"];
+        chaos(directory.path(), &stranger)
+            .ends_with(4)
+            .says(&["is not a JobManager for this client"]);
     }
+    chaos(
+        directory.path(),
+        &["inject", "-D", "chaos.enable=true", "clock", "5"],
+    )
+    .ends_with(4)
+    .says(&["chaos.enabled?"]);
     chaos(
         directory.path(),
         &["inject", "-m", "127.0.0.1:1", "clock", "5"],

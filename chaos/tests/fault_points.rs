@@ -16,6 +16,7 @@ use perennial_chaos::node::sites;
 use perennial_chaos::oracle::committed_lines;
 use perennial_chaos::plan::WorkloadPlan;
 use perennial_chaos::process::{BINARY, ClusterPlan, ProcessCluster};
+use perennial_chaos::scenario::ENDURING;
 use perennial_chaos::workload;
 
 const CHAOS_NODE: &str = env!("CARGO_BIN_EXE_perennial-chaos-node");
@@ -86,17 +87,10 @@ fn nodes_that_end_at_fault_points_do_not_show_in_the_output_and_every_site_is_hi
     let job = cluster
         .submit(
             &[
-                ("execution.checkpointing.interval", "300ms"),
-                ("execution.checkpointing.min-pause", "0s"),
-                ("execution.checkpointing.data-inline-threshold", "0"),
-                (
-                    "execution.checkpointing.tolerable-failed-checkpoints",
-                    "100",
-                ),
-                ("restart-strategy.type", "fixed-delay"),
-                ("restart-strategy.fixed-delay.attempts", "100"),
-                ("restart-strategy.fixed-delay.delay", "100ms"),
-            ],
+                &[("execution.checkpointing.interval", "300ms")][..],
+                &ENDURING,
+            ]
+            .concat(),
             &[
                 workload::PROCESS_NAME,
                 "--seed",

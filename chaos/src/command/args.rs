@@ -16,7 +16,7 @@ use crate::profile::Profile;
     version,
     about,
     after_help = "Exit codes: 0 all is well, 1 an invariant is broken or the command failed, 2 wrong usage, 3 the cluster cannot be reached, \
-                  7 inconclusive (trouble of harness or machine, nothing proven), 8 a campaign has not come to everything that it was to come to."
+                  4 wrong configuration, 7 inconclusive (trouble of harness or machine, nothing proven), 8 a campaign has not come to everything that it was to come to."
 )]
 pub(super) struct Cli {
     /// Prints JSON for scripts

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use perennial::cluster::leader_address;
 use perennial_actors::client::Client;
 use perennial_actors::fault::{
     ActorAddress, ActorFault, Injection, NodeFault, TaskAddress, UserFault,
@@ -21,25 +22,28 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub(super) fn inject(cli: &Cli, args: &InjectArgs) -> Result<u8, CommandError> {
     let settings = settings(args)?;
     let cluster = &settings.cluster;
-    let address = args
-        .jobmanager
-        .clone()
-        .unwrap_or_else(|| format!("{}:{}", cluster.rpc_address, cluster.rpc_port));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let victim = runtime.block_on(async {
+        let address = match &args.jobmanager {
+            Some(address) => address.clone(),
+            None => leader_address(cluster, output::note).await,
+        };
         let connecting = Client::connect(
             &TcpTransport,
             &address,
             &cluster.cluster_secret,
             cluster.ask_timeout,
         );
-        let mut client = connecting.await.map_err(|error| {
-            CommandError::Unreachable(format!(
-                "cannot reach the JobManager at {address}: {error}; name another with --jobmanager HOST:PORT"
-            ))
+        let mut client = connecting.await.map_err(|error| match error {
+            RpcError::Handshake { .. } => CommandError::Configuration(format!(
+                "{address} answers, but is not a JobManager for this client: {error}"
+            )),
+            _ => CommandError::Unreachable(format!(
+                "cannot reach the JobManager at {address}: {error}; name the one that leads with --jobmanager HOST:PORT"
+            )),
         })?;
         let jobs = jobs(&mut client).await?;
         let injection = injection(&args.fault, &jobs).map_err(CommandError::Usage)?;
@@ -58,18 +62,18 @@ fn refused(error: RpcError) -> CommandError {
 }
 
 fn settings(args: &InjectArgs) -> Result<Settings, CommandError> {
-    let usage = |e: &dyn std::fmt::Display| CommandError::Usage(e.to_string());
+    let refused = |e: &dyn std::fmt::Display| CommandError::Configuration(e.to_string());
     let file = args.config.as_ref().map(|path| ConfigFile::read(path));
     let mut sources = Sources {
         profile: None,
-        file: file.transpose().map_err(|e| usage(&e))?,
+        file: file.transpose().map_err(|e| refused(&e))?,
         environment: Environment::from_process(),
         overrides: Vec::new(),
     };
     for definition in &args.define {
-        sources.set(definition).map_err(|e| usage(&e))?;
+        sources.set(definition).map_err(|e| refused(&e))?;
     }
-    Ok(Settings::load(&sources).map_err(|e| usage(&e))?.settings)
+    Ok(Settings::load(&sources).map_err(|e| refused(&e))?.settings)
 }
 
 async fn jobs(client: &mut Client) -> Result<Vec<JobSummary>, CommandError> {

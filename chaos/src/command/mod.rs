@@ -1,9 +1,8 @@
 //! The `perennial-chaos` command: draws plans, runs them, adds them up, shrinks them, shows what came of them.
 //!
 //! Invariant: the first line of every run is the command that repeats it. Exit codes: 0 all is well; 1 an invariant is broken or the command
-//! failed; 2 wrong usage; 3 the cluster cannot be reached; 7 inconclusive; 8 a campaign has not come to
-//! everything that it was to come to. Those below 7
-//! mean what they mean for `perennial`.
+//! failed; 2 wrong usage; 3 the cluster cannot be reached; 4 wrong configuration, another cluster's secret among it; 7 inconclusive;
+//! 8 a campaign has not come to everything that it was to come to. Those below 7 mean what they mean for `perennial`.
 
 mod args;
 mod campaign;
@@ -20,15 +19,18 @@ mod simulate;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 
 use crate::job::Jobs;
 use crate::plan::{FaultPlan, StoreShape};
+use crate::process::end_nodes_with_us;
 use args::{Cli, Command};
 
 const BROKEN: u8 = 1;
 const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
+const CONFIGURATION: u8 = 4;
 const INCONCLUSIVE: u8 = 7;
 const UNCOVERED: u8 = 8;
 
@@ -41,6 +43,9 @@ enum CommandError {
     /// Nobody answers.
     #[error("{0}")]
     Unreachable(String),
+    /// The settings do not load, or are those of another cluster.
+    #[error("{0}")]
+    Configuration(String),
     /// Everything else.
     #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
@@ -51,6 +56,7 @@ impl CommandError {
         match self {
             Self::Usage(_) => USAGE,
             Self::Unreachable(_) => UNREACHABLE,
+            Self::Configuration(_) => CONFIGURATION,
             Self::Failed(_) => BROKEN,
         }
     }
@@ -86,6 +92,7 @@ pub fn main(jobs: Jobs) -> ExitCode {
 }
 
 fn execute(cli: &Cli, jobs: &Jobs) -> Result<u8, CommandError> {
+    end_nodes_with_us().context("cannot listen for signals")?;
     match &cli.command {
         Command::Run(args) => runs::run(cli, args, jobs),
         Command::Campaign(args) => campaign::campaign(cli, args, jobs),

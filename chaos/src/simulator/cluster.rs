@@ -110,6 +110,32 @@ impl<N> Machine<N> {
     pub(super) fn is_up(&self) -> bool {
         self.running.as_ref().is_some_and(|r| r.ending.is_none())
     }
+
+    /// Takes a node that was started, or tries again after [`RESPAWN`].
+    fn take_started(
+        &mut self,
+        node: Result<N, impl std::fmt::Display>,
+        stores: NodeStores,
+        trace: &Trace,
+    ) {
+        let name = &self.name;
+        match node {
+            Ok(node) => {
+                trace.line(format_args!("{name} starts, {}", self.incarnation));
+                self.running = Some(Running::new(node, stores));
+            }
+            Err(error) => {
+                trace.line(format_args!("{name} does not start: {error}"));
+                self.starts_at = Instant::now() + RESPAWN;
+            }
+        }
+    }
+
+    /// How long it stays down, once its orderly end is over or has taken too long.
+    fn down_after_end(&self, now: Instant) -> Option<Duration> {
+        let (is_over, since, down) = self.running.as_ref()?.ending.as_ref()?;
+        (is_over.load(Ordering::Relaxed) || now - *since > TERMINATION_MAX).then_some(*down)
+    }
 }
 
 impl Machine<JobManagerNode> {
@@ -186,21 +212,17 @@ impl Cluster {
 
     async fn tend_job_manager(&mut self, machine: usize, now: Instant) {
         let place = &mut self.job_managers[machine];
+        if let Some(down) = place.down_after_end(now) {
+            return self.kill(Node::JobManager(machine), down, "is gone");
+        }
         match &mut place.running {
-            Some(running) => match (&running.ending, &mut running.node) {
-                (Some((is_over, since, down)), _) => {
-                    if is_over.load(Ordering::Relaxed) || now - *since > TERMINATION_MAX {
-                        let down = *down;
-                        self.kill(Node::JobManager(machine), down, "is gone");
-                    }
+            Some(running) => {
+                if let Some(node) = &mut running.node
+                    && node.ended().now_or_never().is_some()
+                {
+                    self.kill(Node::JobManager(machine), RESPAWN, "has ended");
                 }
-                (None, Some(node)) => {
-                    if node.ended().now_or_never().is_some() {
-                        self.kill(Node::JobManager(machine), RESPAWN, "has ended");
-                    }
-                }
-                (None, None) => {}
-            },
+            }
             None if place.starts_at <= now => self.start_job_manager(machine).await,
             None => {}
         }
@@ -208,22 +230,18 @@ impl Cluster {
 
     async fn tend_task_manager(&mut self, machine: usize, now: Instant) {
         let place = &self.task_managers[machine];
+        if let Some(down) = place.down_after_end(now) {
+            return self.kill(Node::TaskManager(machine), down, "is gone");
+        }
         match &place.running {
-            Some(running) => match (&running.ending, &running.node) {
-                (Some((is_over, since, down)), _) => {
-                    if is_over.load(Ordering::Relaxed) || now - *since > TERMINATION_MAX {
-                        let down = *down;
-                        self.kill(Node::TaskManager(machine), down, "is gone");
-                    }
+            Some(running) => {
+                if let Some(node) = &running.node
+                    && let Some(end) = node.ended().now_or_never()
+                {
+                    let why = format!("has ended: {end}");
+                    self.kill(Node::TaskManager(machine), RESPAWN, &why);
                 }
-                (None, Some(node)) => {
-                    if let Some(end) = node.ended().now_or_never() {
-                        let why = format!("has ended: {end}");
-                        self.kill(Node::TaskManager(machine), RESPAWN, &why);
-                    }
-                }
-                (None, None) => {}
-            },
+            }
             None if place.starts_at <= now => self.start_task_manager(machine).await,
             None => {}
         }
@@ -251,19 +269,7 @@ impl Cluster {
             faults,
         )
         .await;
-        let place = &mut self.job_managers[machine];
-        match started {
-            Ok(node) => {
-                self.trace
-                    .line(format_args!("{} starts, {}", place.name, place.incarnation));
-                place.running = Some(Running::new(node, stores));
-            }
-            Err(error) => {
-                self.trace
-                    .line(format_args!("{} does not start: {error}", place.name));
-                place.starts_at = Instant::now() + RESPAWN;
-            }
-        }
+        self.job_managers[machine].take_started(started, stores, &self.trace);
     }
 
     async fn start_task_manager(&mut self, machine: usize) {
@@ -290,19 +296,7 @@ impl Cluster {
         let started =
             TaskManagerNode::start_with(&settings, registry, StuckTasks::EndProcess, surroundings)
                 .await;
-        let place = &mut self.task_managers[machine];
-        match started {
-            Ok(node) => {
-                self.trace
-                    .line(format_args!("{} starts, {}", place.name, place.incarnation));
-                place.running = Some(Running::new(node, stores));
-            }
-            Err(error) => {
-                self.trace
-                    .line(format_args!("{} does not start: {error}", place.name));
-                place.starts_at = Instant::now() + RESPAWN;
-            }
-        }
+        self.task_managers[machine].take_started(started, stores, &self.trace);
     }
 
     /// Like SIGKILL; a node like it starts after a while. What is left in this process is cut off from everything and ends when it can.
