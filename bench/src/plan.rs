@@ -427,7 +427,7 @@ mod tests {
             // What the table measures without Flink has none to lose, and this is not known.
             (
                 &[Perennial],
-                &["keyed-count-1e6-one", "start"],
+                &["keyed-count-1e6-long-cp", "start"],
                 Some(9),
                 None,
             ),
@@ -435,7 +435,7 @@ mod tests {
         for (peers, only, runs, expected) in cases {
             let mut plan = plan(
                 Profile::Full,
-                &["passthrough", "idle", "keyed-count-1e6-one"],
+                &["passthrough", "idle", "keyed-count-1e6-long-cp"],
             );
             let known = all(&plan, &plan.workloads());
             if !only.is_empty() {

@@ -210,7 +210,8 @@ impl Member<'_> {
         match peer {
             PeerName::Bare => {
                 let work = workload.bare()?;
-                Some(Ok(bare::run(work, workload.events, workload.keys)))
+                let (events, keys) = (workload.events, workload.keys);
+                Some(Ok(bare::run(work, events, keys, workload.processors)))
             }
             PeerName::Perennial => {
                 let peer = peers.perennial.as_mut()?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use perennial_chaos::process::end_nodes_with_us;
 
 use crate::figures::short;
 use crate::plan::{PeerName, Plan};
@@ -118,6 +119,7 @@ fn execute(cli: Cli) -> anyhow::Result<bool> {
         return Ok(true);
     }
     std::fs::create_dir_all(&cli.out)?;
+    end_nodes_with_us().context("cannot listen for signals")?;
     let mut results = Results::new(plan.profile, plan.scale);
     if cli.resume {
         results = report::resume(&cli.out, results)?;

@@ -289,13 +289,13 @@ impl Results {
         (self.call(other) == self.call(outcome)).then_some(other)
     }
 
-    /// Our figure in one workload over that in another, run by run: outcomes of a pass pair with each other, the pairs of all passes count
-    /// together.
+    /// A side's figure in one workload over that in another, run by run: outcomes of a pass pair with each other, the pairs of all passes
+    /// count together.
     #[must_use]
-    pub fn ratios(&self, workload: &str, over: &str, metric: Metric) -> Option<Spread> {
+    pub fn ratios(&self, side: Side, workload: &str, over: &str, metric: Metric) -> Option<Spread> {
         let pairs = self.all(workload).filter_map(|one| {
             let other = self.beside(one, over)?;
-            Some(one.pairs(Side::Perennial, (other, Side::Perennial), metric))
+            Some(one.pairs(side, (other, side), metric))
         });
         Spread::of(pairs.flatten().map(|(one, other)| one / other))
     }
@@ -453,7 +453,8 @@ mod tests {
     fn ratios_of_workloads_pair_runs_of_the_same_pass() {
         let mut results = results();
         let [one, other] = [0, 1].map(|place| table(Profile::Quick).remove(place).name);
-        let ratios = |results: &Results| results.ratios(&other, &one, Metric::WarmRate);
+        let ratios =
+            |results: &Results| results.ratios(Side::Perennial, &other, &one, Metric::WarmRate);
         assert_eq!(ratios(&results), None);
         let halves = [(30.0, 1.0), (25.0, 1.0), (20.0, 1.0)];
         results.put(outcome(1, Collector::Parallel, &halves));

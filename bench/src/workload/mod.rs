@@ -114,7 +114,7 @@ pub struct Workload {
     pub turns: Option<&'static str>,
     /// What is compared.
     pub headline: Metric,
-    /// Processors that the cluster may use; `None`: all.
+    /// Processors that the cluster may use, and threads of the loop; `None`: all.
     pub processors: Option<usize>,
     /// Settings of the job for Flink only.
     pub flink_settings: &'static [(&'static str, &'static str)],

@@ -158,12 +158,12 @@ fn keyed_count_for_long(interval: Option<&str>) -> Workload {
     }
 }
 
-/// The whole cluster on one core; the plain loop has no such form.
+/// The whole cluster on one core, and the plain loop on one thread.
 fn keyed_count_on_one_core() -> Workload {
     let throughput = Throughput {
         submission: keyed_count_job(None),
         expected: Box::new(keyed_count::expected),
-        bare: None,
+        bare: Some(Loop::KeyedCount),
     };
     let about = "a count per key, 1e6 keys, the whole cluster on one core";
     let kind = Kind::Throughput(throughput);
