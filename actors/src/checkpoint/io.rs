@@ -471,33 +471,42 @@ impl Patience {
 }
 
 /// Deletions that are on their way at a time: one after another, they would fall behind the checkpoints where the store is far.
-const DELETES_IN_FLIGHT_MAX: usize = 16;
+const DELETES_IN_FLIGHT_MAX: usize = 4;
 
-/// Deletes objects; what cannot be deleted is left to the sweeper of the next leader.
+/// Deletes objects, and returns those that it could not; at worst they are left to the sweeper of the next leader.
 pub(crate) async fn delete_all(
     store: &dyn Store,
     keys: Vec<String>,
     entropy: &Entropy,
     patience: Patience,
-) {
+) -> Vec<String> {
     stream::iter(keys)
-        .for_each_concurrent(DELETES_IN_FLIGHT_MAX, |key| {
-            delete(store, key, entropy, patience)
-        })
-        .await;
+        .map(|key| delete(store, key, entropy, patience))
+        .buffer_unordered(DELETES_IN_FLIGHT_MAX)
+        .filter_map(std::future::ready)
+        .collect()
+        .await
 }
 
-async fn delete(store: &dyn Store, key: String, entropy: &Entropy, patience: Patience) {
+/// `Some`: it is there still.
+async fn delete(
+    store: &dyn Store,
+    key: String,
+    entropy: &Entropy,
+    patience: Patience,
+) -> Option<String> {
     let mut back_off = BackOff::new(entropy.clone());
-    for attempt in 1.. {
+    let mut attempt = 1;
+    loop {
         match store.delete(&key).await {
-            Ok(()) => return,
+            Ok(()) => return None,
             Err(error) if patience.is_over(attempt) => {
                 tracing::warn!(%error, %key, "object not deleted; the next sweep will find it");
-                return;
+                return Some(key);
             }
             Err(_) => back_off.pause().await,
         }
+        attempt += 1;
     }
 }
 
@@ -679,7 +688,8 @@ pub(crate) async fn sweep(
                         "sweeping objects of undone checkpoints"
                     );
                 }
-                return delete_all(&*ledger.store, garbage, &ledger.entropy, patience).await;
+                delete_all(&*ledger.store, garbage, &ledger.entropy, patience).await;
+                return;
             }
             Err(error) if patience.is_over(attempt) => {
                 tracing::warn!(%error, "not swept; the next leader will");

@@ -97,6 +97,8 @@ pub(super) enum Message {
         deleted_below: CheckpointId,
         /// Records that could not be replaced.
         standing: BTreeSet<CheckpointId>,
+        /// Objects that could not be deleted, or not yet.
+        undeleted: Vec<String>,
     },
     Cleaned,
     Ended,

@@ -43,6 +43,8 @@ const UNDECIDED_MAX: u64 = 16;
 const DEAD_SAVEPOINTS_MAX: usize = 16;
 /// Old records deleted after one checkpoint.
 const RECORDS_DELETED_MAX: usize = 64;
+/// Objects that are remembered to be deleted at the end; the sweep finds the rest.
+const UNDELETED_MAX: usize = 10_000;
 
 /// How a number is to be decided.
 #[derive(Debug, Clone)]
@@ -169,6 +171,8 @@ pub(super) struct State {
     /// No longer to be chosen, while their records may still stand: whoever leads next must know of them, for their objects.
     retiring: BTreeSet<CheckpointId>,
     deleted_below: CheckpointId,
+    /// Objects of retired checkpoints, to be deleted at the end: a listing that is stale then does not show them.
+    undeleted: BTreeSet<String>,
     /// Bounded: the one JobMaster asks once, at the end.
     asked_for_last: Vec<oneshot::Sender<Option<CheckpointId>>>,
     ending: Option<Ending>,
@@ -215,6 +219,7 @@ impl State {
             is_retaining: false,
             retiring: BTreeSet::new(),
             deleted_below: CheckpointId(1),
+            undeleted: BTreeSet::new(),
             asked_for_last: Vec::new(),
             ending: None,
             timer: None,
@@ -274,9 +279,14 @@ impl State {
             Message::Retained {
                 deleted_below,
                 standing,
+                undeleted,
             } => {
                 self.is_retaining = false;
                 self.retiring = standing;
+                self.undeleted.extend(undeleted);
+                while self.undeleted.len() > UNDELETED_MAX {
+                    self.undeleted.pop_first();
+                }
                 self.deleted_below = self.deleted_below.max(deleted_below);
             }
             Message::Ended => {

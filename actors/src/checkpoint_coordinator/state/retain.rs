@@ -101,14 +101,11 @@ impl State {
                 }
             }
             // Order matters: while a record stands, a restore may choose it, so its objects must stand too.
+            let mut undeleted = plan.delete;
             if standing.is_empty() {
-                io::delete_all(
-                    &*ledger.store,
-                    plan.delete,
-                    &ledger.entropy,
-                    Patience::Brief,
-                )
-                .await;
+                undeleted =
+                    io::delete_all(&*ledger.store, undeleted, &ledger.entropy, Patience::Brief)
+                        .await;
                 io::delete_all(&*ledger.store, notes, &ledger.entropy, Patience::Brief).await;
             }
             let records = records.into_iter().map(checkpoint::record_key).collect();
@@ -116,6 +113,7 @@ impl State {
             Message::Retained {
                 deleted_below,
                 standing,
+                undeleted,
             }
         });
     }
@@ -151,6 +149,8 @@ impl State {
         let is_readable = self.completed.values().all(|c| c.manifest.is_some());
         // Order matters: until they are retired their records stand, and a successor that clears up must find them.
         let hint = self.hint();
+        let mut known = self.needed();
+        known.append(&mut self.undeleted);
         let retire: Vec<_> = if survives {
             Vec::new()
         } else {
@@ -166,6 +166,9 @@ impl State {
                 may_sweep &= io::retire(&ledger, checkpoint, patience).await;
             }
             if may_sweep {
+                // By name, since a listing may be stale; and what nobody knows by name.
+                let known = known.difference(&needed).cloned().collect();
+                io::delete_all(&*ledger.store, known, &ledger.entropy, patience).await;
                 // Nothing follows the end: whatever is under way belongs to nobody any more.
                 io::sweep(&ledger, CheckpointId(u64::MAX), needed, patience).await;
             }
