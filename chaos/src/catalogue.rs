@@ -134,11 +134,11 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::A5, "a user function never returns", "cancelling times out, the process ends itself, the slot comes back as by P1"),
     Entry::new(Row::A6, "an actor's handler stalls", "calls time out with a typed error; nothing queues without bound").checks(&[R5]),
     Entry::new(Row::A7, "two subtasks fail within one backoff window", "one restart, both causes kept").checks(&[S5]).by(NONE)
-        .tests(&["actors/src/job_master/tests.rs", "actors/src/restart.rs"]),
+        .tests(&["actors/src/job_master/tests/restarts.rs", "actors/src/restart.rs"]),
     Entry::new(Row::A8, "failure during recovery, repeatedly", "attempt numbers rise, no slot is lost, no stale report is believed").checks(&[S5]),
     Entry::new(Row::A9, "restart storm: failures faster than recovery", "the delay grows and caps; quiet resets it").checks(&[S5, R5]),
     Entry::new(Row::A10, "cancel or savepoint at a bad moment", "a defined answer, never a hang")
-        .tests(&["actors/src/job_master/tests.rs", "tests/savepoints.rs"]),
+        .tests(&["actors/src/job_master/tests/ends.rs", "tests/savepoints.rs"]),
     Entry::new(Row::A11, "500 restarts of a small job", "resources stay flat").checks(&[R2, R3, R4, R5]).by(NONE)
         .later("needs a long run: part of the soak before a release"),
     Entry::new(Row::N1, "a control link is reset", "the session resumes within the reconnect window; later than that the TaskManager is lost"),
@@ -179,9 +179,9 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::C1, "checkpoint timeout, decline, late or repeated acknowledgement", "aborted or ignored; never completed wrongly").checks(&[S7])
         .tests(&["actors/src/checkpoint/pending.rs", "actors/src/checkpoint_coordinator/tests/completion.rs"]),
     Entry::new(Row::C2, "too few slots, double registration, a TaskManager that lies", "waits, or fails by timeout; the second registration replaces the first").by(NONE)
-        .tests(&["actors/src/job_manager/tests.rs", "actors/src/job_master/tests.rs"]),
+        .tests(&["actors/src/job_manager/tests.rs", "actors/src/job_master/tests/slots.rs"]),
     Entry::new(Row::C3, "another build on one node", "refused, naming both").by(NONE)
-        .tests(&["actors/src/job_master/tests.rs"]),
+        .tests(&["actors/src/job_master/tests/restarts.rs"]),
     Entry::new(Row::C4, "rescale from a savepoint", "equal output; more than the max parallelism is refused")
         .tests(&["tests/savepoints.rs"]),
 ];

@@ -252,7 +252,7 @@ fn one_fault_is_injected_into_a_running_cluster() {
         let arguments: Vec<_> = arguments.chain(["clock", "5"]).collect();
         chaos(directory.path(), &arguments)
             .ends_with(0)
-            .says(&["struck: node"]);
+            .says(&["struck: the JobManager's node"]);
         inject(&cluster, &["user-panic", "--job", "nobody"])
             .ends_with(2)
             .says(&["no job is named `nobody`"]);

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::{StreamExt, stream};
 use perennial_config::ExternalizedRetention;
 use serde::{Deserialize, Serialize};
 
@@ -470,9 +469,6 @@ impl Patience {
     }
 }
 
-/// Deletions that are on their way at a time: one after another, they would fall behind the checkpoints where the store is far.
-const DELETES_IN_FLIGHT_MAX: usize = 4;
-
 /// Deletes objects, and returns those that it could not; at worst they are left to the sweeper of the next leader.
 pub(crate) async fn delete_all(
     store: &dyn Store,
@@ -480,12 +476,11 @@ pub(crate) async fn delete_all(
     entropy: &Entropy,
     patience: Patience,
 ) -> Vec<String> {
-    stream::iter(keys)
-        .map(|key| delete(store, key, entropy, patience))
-        .buffer_unordered(DELETES_IN_FLIGHT_MAX)
-        .filter_map(std::future::ready)
-        .collect()
-        .await
+    let mut left = Vec::new();
+    for key in keys {
+        left.extend(delete(store, key, entropy, patience).await);
+    }
+    left
 }
 
 /// `Some`: it is there still.
