@@ -181,7 +181,7 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::C2, "too few slots, double registration, a TaskManager that lies", "waits, or fails by timeout; the second registration replaces the first").by(NONE)
         .tests(&["actors/src/job_manager/tests.rs", "actors/src/job_master/tests/slots.rs"]),
     Entry::new(Row::C3, "another build on one node", "refused, naming both").by(NONE)
-        .tests(&["actors/src/job_master/tests/restarts.rs"]),
+        .tests(&["actors/src/task_manager/tests/tasks.rs"]),
     Entry::new(Row::C4, "rescale from a savepoint", "equal output; more than the max parallelism is refused")
         .tests(&["tests/savepoints.rs"]),
 ];
