@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(one, digest(&[(4, 5, 6), (1, 2, 3)]));
         assert_ne!(one, digest(&[(1, 2, 3), (4, 6, 5)]));
         assert_ne!(one, digest(&[(1, 2, 3), (1, 2, 3)]));
-        // What Digest.java must come to as well.
+        // What DigestSink.java must come to as well.
         assert_eq!(7_u64.digest(), 0xc584_133a_c916_ab3c);
     }
 

@@ -189,7 +189,7 @@ impl Event {
     }
 }
 
-/// Mixes fields into a digest, one 64-bit word after the other. `Digest.java` does the same.
+/// Mixes fields into a digest, one 64-bit word after the other. `RowDigest.java` does the same.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Mixed(u64);
 

@@ -18,6 +18,17 @@ pub struct Shape {
     pub slots: u32,
     /// Which failure detection.
     pub heartbeats: Heartbeats,
+    /// Of its TaskManagers.
+    pub memory: Memory,
+}
+
+/// How much memory TaskManagers may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// Each peer's own default.
+    Default,
+    /// As much as helps on this machine.
+    Ample,
 }
 
 /// How a cluster detects failures.
@@ -110,7 +121,13 @@ pub trait Peer {
     /// Whether the peer gets faster with use, so that it must run before it is measured.
     fn needs_warm_up(&self) -> bool;
 
-    /// Starts a cluster from nothing and gives it a job as soon as it takes one. The time begins with the call.
+    /// Does ahead what a start with this shape needs and is the same each time.
+    ///
+    /// # Errors
+    /// When it fails.
+    fn prepare(&mut self, shape: &Shape) -> anyhow::Result<()>;
+
+    /// Starts a cluster in one process from nothing, with a job. The time begins with the call.
     ///
     /// # Errors
     /// When cluster or job do not start.

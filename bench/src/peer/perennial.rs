@@ -10,7 +10,7 @@ use perennial_actors::model::{CheckpointState, JobStatus};
 use perennial_chaos::process::{ClusterPlan, ProcessCluster};
 use tempfile::TempDir;
 
-use super::{Checkpoint, Peer, Shape, Submission};
+use super::{Checkpoint, Memory, Peer, Shape, Submission};
 
 /// Between two looks at a job. Each is a process of its own, so not too often; that a job has ended is seen late, when is its own word.
 const POLL: Duration = Duration::from_secs(1);
@@ -70,9 +70,16 @@ impl Peer for Perennial {
         self.stop();
         let plan = ClusterPlan::new(&self.binary)
             .task_managers(shape.task_managers)
-            .slots(shape.slots)
-            .set("taskmanager.memory.managed.size", MANAGED_MEMORY);
+            .slots(shape.slots);
+        let plan = match shape.memory {
+            Memory::Default => plan,
+            Memory::Ample => plan.set("taskmanager.memory.managed.size", MANAGED_MEMORY),
+        };
         self.cluster = Some(ProcessCluster::start(plan)?);
+        Ok(())
+    }
+
+    fn prepare(&mut self, _shape: &Shape) -> anyhow::Result<()> {
         Ok(())
     }
 

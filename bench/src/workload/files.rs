@@ -20,10 +20,11 @@ const FILES: u64 = 2;
 pub(super) fn measure(
     peer: &mut dyn Peer,
     workload: &Workload,
+    events: u64,
     context: Context<'_>,
     scratch: &Path,
 ) -> anyhow::Result<Measurement> {
-    let (events, keys) = (workload.events, workload.keys);
+    let keys = workload.keys;
     let input = generated(context.inputs, events, keys)?;
     let output = scratch.join("output");
     let submission = Submission::new(file_to_file::NAME, "perennial.bench.FileToFile")

@@ -27,14 +27,14 @@ pub use table::table;
 pub enum Profile {
     /// Small inputs, few runs, one collector of Flink: five minutes
     Quick,
-    /// Everything, with both collectors of Flink: an hour or two
+    /// Everything, with both collectors of Flink: two hours or more
     Full,
 }
 
 /// What a cluster that starts consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nodes {
-    /// Whatever the peer starts fastest as: Perennial has all nodes in one process, Flink has no such cluster.
+    /// All in one process.
     Fewest,
     /// Processes, a JobManager and a TaskManager.
     Processes,
@@ -105,6 +105,8 @@ pub struct Workload {
     pub keys: u64,
     /// Events of a bounded job.
     pub events: u64,
+    /// How much of a run a peer that gets faster with use does before it is measured.
+    pub warm_up: f64,
     /// Runs of Perennial and of the loop, unless said otherwise.
     pub runs: usize,
     /// Runs of Flink: fewer where one takes long and what is asked of us is a rare case.
@@ -187,7 +189,7 @@ pub fn measure(
         }
         Kind::Files => {
             peer.start(&workload.shape)?;
-            files::measure(peer, workload, context, scratch)
+            files::measure(peer, workload, workload.events, context, scratch)
         }
         Kind::Recovery(fault) => {
             peer.start(&workload.shape)?;
@@ -230,12 +232,10 @@ pub fn warm_up(
     context: Context<'_>,
     scratch: &Path,
 ) -> anyhow::Result<()> {
-    /// Share of the events.
-    const PART: u64 = 4;
     if !peer.needs_warm_up() {
         return Ok(());
     }
-    let events = workload.events / PART;
+    let events = (workload.events as f64 * workload.warm_up) as u64;
     match &workload.kind {
         Kind::Throughput(throughput) => {
             peer.start(&workload.shape)?;
@@ -246,13 +246,26 @@ pub fn warm_up(
             let of = (events, context.inputs);
             nexmark::measure(peer, workload, asked, of, scratch)?;
         }
-        Kind::Files
-        | Kind::Recovery(_)
+        Kind::Files => {
+            peer.start(&workload.shape)?;
+            files::measure(peer, workload, events, context, scratch)?;
+        }
+        Kind::Latency { buffer_timeout } => {
+            peer.start(&workload.shape)?;
+            latency::run(
+                peer,
+                workload,
+                *buffer_timeout,
+                context,
+                workload.warm_up,
+                scratch,
+            )?;
+        }
+        Kind::Recovery(_)
         | Kind::Start(_)
         | Kind::Idle
         | Kind::Checkpoints { .. }
-        | Kind::Restore
-        | Kind::Latency { .. } => {}
+        | Kind::Restore => {}
     }
     Ok(())
 }

@@ -170,6 +170,7 @@ pub(super) fn start(
         ..submission
     };
     peer.stop();
+    peer.prepare(&workload.shape)?;
     let began_us = now_us();
     match nodes {
         Nodes::Fewest => peer.start_with(&workload.shape, &submission)?,

@@ -2,7 +2,7 @@
 //!
 //! Those of `full` are chosen so that a run of Flink takes about ten seconds where rates are measured: from a few where it is fast to a
 //! minute where it writes ten million keys at each checkpoint. The input is the same for both, so that a run of ours is over in a fraction
-//! of a second in what Flink is slowest at, as sliding windows. All of it takes an hour or two on two cores.
+//! of a second in what Flink is slowest at, as sliding windows. All of it takes two hours or more on two cores.
 
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use super::{Fault, Kind, Nodes, Profile, Throughput, Workload, nexmark};
 use crate::figures::Metric;
 use crate::jobs::{keyed_count, passthrough, shuffle, window};
 use crate::peer::bare::Loop;
-use crate::peer::{Heartbeats, Shape, Submission};
+use crate::peer::{Heartbeats, Memory, Shape, Submission};
 
 /// Two subtasks in one process.
 pub(super) const TOGETHER: Shape = Shape {
     task_managers: 1,
     slots: 2,
     heartbeats: Heartbeats::Default,
+    memory: Memory::Ample,
 };
 
 /// A process for each of two subtasks.
@@ -24,6 +25,7 @@ const APART: Shape = Shape {
     task_managers: 2,
     slots: 1,
     heartbeats: Heartbeats::Default,
+    memory: Memory::Ample,
 };
 
 /// The same, and a spare one.
@@ -32,11 +34,15 @@ fn with_spare(heartbeats: Heartbeats) -> Shape {
         task_managers: 3,
         slots: 1,
         heartbeats,
+        memory: Memory::Ample,
     }
 }
 
 /// Both subtasks in one, nothing more than a cluster needs.
-const SMALLEST: Shape = TOGETHER;
+const SMALLEST: Shape = Shape {
+    memory: Memory::Default,
+    ..TOGETHER
+};
 
 impl Workload {
     pub(super) fn new(
@@ -51,6 +57,7 @@ impl Workload {
             shape,
             keys: 1000,
             events: 0,
+            warm_up: 1.0,
             runs: 5,
             rival_runs: 5,
             turns: None,
@@ -140,8 +147,8 @@ fn keyed_count(keys: u64, interval: Option<&str>) -> Workload {
     Workload::new(name, about, TOGETHER, Kind::Throughput(throughput)).keys(keys)
 }
 
-/// Long enough for some checkpoints in the half of the input that is timed, which a run that Flink has time for is not: there the first
-/// one, soon after the start, is the only one. What checkpoints cost is our own rate over our own rate, and needs no rival.
+/// Long enough for some checkpoints in the half of the input that is timed, which a run that Flink has time for is not. What
+/// checkpoints cost is our own rate over our own rate, and needs no rival.
 fn keyed_count_for_long(interval: Option<&str>) -> Workload {
     let short = keyed_count(1_000_000, None);
     let (checkpoints, told) = with_checkpoints(interval);
@@ -215,6 +222,9 @@ fn windows(size: u64, slide: u64) -> Workload {
     };
     Workload::new(name, about, TOGETHER, Kind::Throughput(throughput))
 }
+
+/// There is no time for more.
+const QUICK_WARM_UP: f64 = 0.25;
 
 /// What a profile measures, in the order in which clusters need to change least.
 #[must_use]
@@ -296,7 +306,7 @@ pub fn table(profile: Profile) -> Vec<Workload> {
     for (name, about, nodes) in [
         (
             "start",
-            "from nothing to the first record; Perennial in one process, Flink in two",
+            "from nothing to the first record, all in one process",
             Nodes::Fewest,
         ),
         (
@@ -341,8 +351,12 @@ pub fn table(profile: Profile) -> Vec<Workload> {
         let kind = Kind::Latency {
             buffer_timeout: None,
         };
-        let about = "keyed-count at half load between two processes, default buffer timeout";
+        let about = "keyed-count between two processes at half of the load that one can do, default buffer timeout";
         table.push(Workload::new("shuffle-latency", about, APART, kind));
+    } else {
+        for workload in &mut table {
+            workload.warm_up = QUICK_WARM_UP;
+        }
     }
     table
 }

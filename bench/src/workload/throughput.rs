@@ -141,6 +141,10 @@ mod tests {
             false
         }
 
+        fn prepare(&mut self, _shape: &Shape) -> anyhow::Result<()> {
+            Ok(())
+        }
+
         fn start_with(&mut self, _shape: &Shape, _job: &Submission) -> anyhow::Result<()> {
             Ok(())
         }

@@ -1,6 +1,6 @@
 package perennial.bench;
 
-/** Times in nanoseconds, to 1.6 %; what comes in the first seconds is warm-up. See latency.rs. */
+/** Times in nanoseconds, at most 3.2 % too low; what comes in the first seconds is warm-up. See latency.rs. */
 final class Histogram {
     private static final long WARM_UP_NS = 3_000_000_000L;
     private static final int SUB_BUCKETS = 64;

@@ -1,5 +1,5 @@
-//! The JVMs of a cluster. Flink's scripts are not used: they start two more JVMs for each node, only to compute its memory, which is
-//! asked for once here.
+//! The JVMs of a cluster. Flink's scripts are not used: they start one more JVM for each node, only to compute its memory, which is asked
+//! for once here.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::rest::Rest;
 use super::{Collector, Installation, setup};
-use crate::peer::{Heartbeats, Shape};
+use crate::peer::{Heartbeats, Memory, Shape};
 
 /// Of a TaskManager for each of its slots, all its memory together. Bigger machines have more; this one has 24 GB.
 const TASK_MANAGER_MB_PER_SLOT: u32 = 4096;
@@ -76,9 +76,29 @@ impl Role {
 
 /// Options of a JVM and of the program in it.
 #[derive(Debug, Clone)]
-struct Memory {
+struct JvmOptions {
     jvm: Vec<String>,
     program: Vec<String>,
+}
+
+/// How nodes of a shape divide their memory.
+#[derive(Debug, Clone)]
+pub(super) struct NodeOptions {
+    job_manager: JvmOptions,
+    task_manager: JvmOptions,
+}
+
+impl NodeOptions {
+    /// Asks Flink, which takes two JVMs and is the same each time.
+    pub(super) fn of(installation: &Installation, shape: &Shape) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("flink-").tempdir()?;
+        configure(directory.path(), shape, free_port()?)?;
+        let conf = directory.path().join("conf");
+        Ok(Self {
+            job_manager: options(installation, Role::JobManager, &conf)?,
+            task_manager: options(installation, Role::TaskManager, &conf)?,
+        })
+    }
 }
 
 /// A running cluster. Dropping it ends all its processes.
@@ -88,7 +108,7 @@ pub(super) struct Cluster {
     collector: Collector,
     shape: Shape,
     directory: TempDir,
-    memory: Memory,
+    options: JvmOptions,
     job_manager: Child,
     task_managers: Vec<Child>,
     started: u32,
@@ -101,6 +121,7 @@ impl Cluster {
         installation: &Installation,
         collector: Collector,
         shape: &Shape,
+        options: NodeOptions,
     ) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("flink-").tempdir()?;
         let root = directory.path();
@@ -110,25 +131,23 @@ impl Cluster {
         let jars = root.join("jars/flink-web-upload");
         std::fs::create_dir_all(&jars)?;
         std::fs::copy(&installation.jar, jars.join(setup::JAR))?;
-        let conf = root.join("conf");
-        let for_job_manager = memory(installation, Role::JobManager, &conf)?;
-        let memory = memory(installation, Role::TaskManager, &conf)?;
-        let mut command = java(
+        let mut command = node(
             installation,
             collector,
             Role::JobManager,
             root,
-            &for_job_manager,
+            &options.job_manager,
         );
         command.args(["--executionMode", "cluster"]);
+        let rest = Rest::new(port)?;
         let mut cluster = Self {
             job_manager: spawn(command, root, "jobmanager")?,
-            rest: Rest::new(port)?,
+            rest,
             installation: installation.clone(),
             collector,
             shape: shape.clone(),
             directory,
-            memory,
+            options: options.task_manager,
             task_managers: Vec::new(),
             started: 0,
         };
@@ -148,14 +167,14 @@ impl Cluster {
 
     fn start_task_manager(&mut self) -> anyhow::Result<()> {
         let root = self.directory.path();
-        let mut command = java(
+        let mut command = node(
             &self.installation,
             self.collector,
             Role::TaskManager,
             root,
-            &self.memory,
+            &self.options,
         );
-        command.args(&self.memory.program);
+        command.args(&self.options.program);
         self.started += 1;
         let name = format!("taskmanager-{}", self.started);
         self.task_managers.push(spawn(command, root, &name)?);
@@ -168,13 +187,8 @@ impl Cluster {
             self.job_manager.try_wait()?.is_none(),
             "the JobManager is dead"
         );
-        let mut alive = Vec::new();
-        for mut child in std::mem::take(&mut self.task_managers) {
-            if child.try_wait()?.is_none() {
-                alive.push(child);
-            }
-        }
-        self.task_managers = alive;
+        self.task_managers
+            .retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
         for _ in self.task_managers.len()..self.shape.task_managers as usize {
             self.start_task_manager()?;
         }
@@ -235,6 +249,27 @@ impl Drop for Cluster {
     }
 }
 
+/// All of Flink and a job in one JVM, which is started for it: it has its own cluster within.
+pub(super) fn start_alone(
+    installation: &Installation,
+    collector: Collector,
+    class: &str,
+    words: &[String],
+) -> anyhow::Result<(Child, TempDir)> {
+    let directory = tempfile::Builder::new().prefix("flink-").tempdir()?;
+    let root = directory.path();
+    std::fs::create_dir_all(root.join("conf"))?;
+    std::fs::write(root.join("conf/log4j.properties"), LOGGING)?;
+    let mut command = java(collector, root);
+    let jar = installation.jar.display();
+    command
+        .args(["-cp", &format!("{jar}:{}", installation.class_path())])
+        .arg(class)
+        .args(words);
+    let child = spawn(command, root, "alone")?;
+    Ok((child, directory))
+}
+
 fn configure(root: &Path, shape: &Shape, rest_port: u16) -> anyhow::Result<()> {
     let text = |value: &str| value.to_owned();
     let directory = |name: &str| format!("{}/{name}", root.display());
@@ -251,14 +286,6 @@ fn configure(root: &Path, shape: &Shape, rest_port: u16) -> anyhow::Result<()> {
         ("taskmanager.host", text("localhost")),
         ("taskmanager.bind-host", text("localhost")),
         ("taskmanager.numberOfTaskSlots", shape.slots.to_string()),
-        (
-            "taskmanager.memory.process.size",
-            format!("{}m", TASK_MANAGER_MB_PER_SLOT * shape.slots),
-        ),
-        (
-            "taskmanager.memory.managed.size",
-            format!("{}m", MANAGED_MB_PER_SLOT * shape.slots),
-        ),
         ("state.backend.type", text("hashmap")),
         (
             "execution.checkpointing.dir",
@@ -274,6 +301,19 @@ fn configure(root: &Path, shape: &Shape, rest_port: u16) -> anyhow::Result<()> {
         ("web.refresh-interval", text("100")),
         ("web.checkpoints.history", text("100")),
     ]);
+    let process = "taskmanager.memory.process.size";
+    match shape.memory {
+        // It stands in the configuration that Flink comes with.
+        Memory::Default => {
+            settings.insert(process, text("1728m"));
+        }
+        Memory::Ample => {
+            let megabytes = |per_slot: u32| format!("{}m", per_slot * shape.slots);
+            settings.insert(process, megabytes(TASK_MANAGER_MB_PER_SLOT));
+            let managed = "taskmanager.memory.managed.size";
+            settings.insert(managed, megabytes(MANAGED_MB_PER_SLOT));
+        }
+    }
     match shape.heartbeats {
         Heartbeats::Default => {}
         Heartbeats::Tuned => {
@@ -293,7 +333,7 @@ fn configure(root: &Path, shape: &Shape, rest_port: u16) -> anyhow::Result<()> {
 }
 
 /// Asks Flink how it divides a process's memory.
-fn memory(installation: &Installation, role: Role, conf: &Path) -> anyhow::Result<Memory> {
+fn options(installation: &Installation, role: Role, conf: &Path) -> anyhow::Result<JvmOptions> {
     const ANSWER: &str = "BASH_JAVA_UTILS_EXEC_RESULT:";
     let tools = installation.tools.display();
     let output = Command::new("java")
@@ -311,22 +351,33 @@ fn memory(installation: &Installation, role: Role, conf: &Path) -> anyhow::Resul
         })?;
         anyhow::Ok(line.split_whitespace().map(str::to_owned).collect())
     };
-    Ok(Memory {
+    Ok(JvmOptions {
         jvm: words()?,
         program: words()?,
     })
 }
 
-fn java(
+fn node(
     installation: &Installation,
     collector: Collector,
     role: Role,
     root: &Path,
-    memory: &Memory,
+    options: &JvmOptions,
 ) -> Command {
-    let conf = root.join("conf");
+    let mut command = java(collector, root);
+    command
+        .args(&options.jvm)
+        .arg("-cp")
+        .arg(installation.class_path())
+        .arg(role.class())
+        .arg("--configDir")
+        .arg(root.join("conf"));
+    command
+}
+
+/// A JVM that writes its log below a folder.
+fn java(collector: Collector, root: &Path) -> Command {
     let mut command = Command::new("java");
-    command.args(&memory.jvm);
     command.arg(match collector {
         Collector::G1 => "-XX:+UseG1GC",
         Collector::Parallel => "-XX:+UseParallelGC",
@@ -334,17 +385,11 @@ fn java(
     for module in OPENED {
         command.arg(format!("--add-opens={module}=ALL-UNNAMED"));
     }
-    let logging = conf.join("log4j.properties");
-    command
-        .arg(format!(
-            "-Dlog4j.configurationFile=file:{}",
-            logging.display()
-        ))
-        .arg("-cp")
-        .arg(installation.class_path())
-        .arg(role.class())
-        .arg("--configDir")
-        .arg(conf);
+    let logging = root.join("conf/log4j.properties");
+    command.arg(format!(
+        "-Dlog4j.configurationFile=file:{}",
+        logging.display()
+    ));
     command
 }
 

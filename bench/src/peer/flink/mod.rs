@@ -5,15 +5,17 @@ mod cluster;
 mod rest;
 mod setup;
 
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use perennial_actors::clock::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{Checkpoint, NotPossible, Peer, Shape, Submission};
-use cluster::Cluster;
+use cluster::{Cluster, NodeOptions};
 pub use setup::{Installation, SetupError, VERSION};
 
 /// Between two looks at a job.
@@ -48,6 +50,10 @@ pub struct Flink {
     installation: Installation,
     collector: Collector,
     cluster: Option<Cluster>,
+    /// A JVM with a job and a cluster for it.
+    alone: Option<(Child, TempDir)>,
+    /// By shape.
+    options: Vec<(Shape, NodeOptions)>,
 }
 
 impl Flink {
@@ -58,7 +64,18 @@ impl Flink {
             installation,
             collector,
             cluster: None,
+            alone: None,
+            options: Vec::new(),
         }
+    }
+
+    fn options(&mut self, shape: &Shape) -> anyhow::Result<NodeOptions> {
+        if let Some((_, options)) = self.options.iter().find(|(of, _)| of == shape) {
+            return Ok(options.clone());
+        }
+        let options = NodeOptions::of(&self.installation, shape)?;
+        self.options.push((shape.clone(), options.clone()));
+        Ok(options)
     }
 
     fn cluster(&mut self) -> anyhow::Result<&mut Cluster> {
@@ -112,6 +129,23 @@ impl Flink {
     }
 }
 
+impl Drop for Flink {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What the main class of a job is called with.
+fn words(submission: &Submission) -> Vec<String> {
+    let arguments = submission.arguments.iter();
+    let arguments = arguments.flat_map(|(name, value)| [format!("--{name}"), value.clone()]);
+    let own = submission.flink_settings.iter();
+    let own = own.map(|(key, value)| format!("-D{key}={value}"));
+    let settings = submission.settings.iter();
+    let settings = settings.map(|(key, value)| format!("-D{key}={value}"));
+    arguments.chain(settings).chain(own).collect()
+}
+
 impl Peer for Flink {
     fn name(&self) -> &'static str {
         self.collector.peer()
@@ -129,29 +163,30 @@ impl Peer for Flink {
             return Ok(());
         }
         self.stop();
-        let mut cluster = Cluster::start(&self.installation, self.collector, shape)?;
+        let options = self.options(shape)?;
+        let mut cluster = Cluster::start(&self.installation, self.collector, shape, options)?;
         cluster.wait_for_slots()?;
         self.cluster = Some(cluster);
         Ok(())
     }
 
-    fn start_with(&mut self, shape: &Shape, submission: &Submission) -> anyhow::Result<()> {
+    fn prepare(&mut self, shape: &Shape) -> anyhow::Result<()> {
+        self.options(shape).map(drop)
+    }
+
+    fn start_with(&mut self, _shape: &Shape, submission: &Submission) -> anyhow::Result<()> {
         self.stop();
-        self.start(shape)?;
-        self.submit(submission)?;
+        let words = words(submission);
+        let (jvm, folder) =
+            cluster::start_alone(&self.installation, self.collector, &submission.java, &words)?;
+        self.alone = Some((jvm, folder));
         Ok(())
     }
 
     fn submit(&mut self, submission: &Submission) -> anyhow::Result<String> {
-        let arguments = submission.arguments.iter();
-        let arguments = arguments.flat_map(|(name, value)| [format!("--{name}"), value.clone()]);
-        let settings = submission.settings.iter();
-        let settings = settings.map(|(key, value)| format!("-D{key}={value}"));
-        let own = submission.flink_settings.iter();
-        let settings = settings.chain(own.map(|(key, value)| format!("-D{key}={value}")));
         let mut body = json!({
             "entryClass": submission.java,
-            "programArgsList": arguments.chain(settings).collect::<Vec<_>>(),
+            "programArgsList": words(submission),
         });
         if let Some(path) = &submission.from_savepoint {
             body["savepointPath"] = json!(path);
@@ -243,5 +278,10 @@ impl Peer for Flink {
 
     fn stop(&mut self) {
         self.cluster = None;
+        if let Some((mut jvm, _folder)) = self.alone.take() {
+            // It may be dead already.
+            let _ = jvm.kill();
+            let _ = jvm.wait();
+        }
     }
 }
