@@ -1,5 +1,5 @@
 //! Keys and their hash. The hash decides where state lives, on disk too: it is our own, seeded and versioned, over a canonical
-//! encoding of the key without field names, and never `std::hash::Hash` (design.md section 4).
+//! encoding of the key without field names, and never `std::hash::Hash`.
 //!
 //! Invariant: the hash of a value never changes within one [`KEY_HASH_VERSION`]; the vectors in the tests are part of the
 //! checkpoint format. Equal keys have equal hashes. Nothing more is promised: unequal keys may collide.

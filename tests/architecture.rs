@@ -1,4 +1,4 @@
-//! The rooms of design.md section 1 and their doors, read from the manifests and the sources.
+//! The README's folders as rooms, and their doors, read from the manifests and the sources.
 //!
 //! Imports run `config <- actors <- perennial <- chaos <- bench`; each outside world has one door. A test that needs no compiler to fail.
 

@@ -1,4 +1,4 @@
-//! Whatever fails, a job ends as it should with exactly the right output: a thousand seeds of the simulator (design.md section 9).
+//! Whatever fails, a job ends as it should with exactly the right output: a thousand seeds of the simulator.
 //!
 //! How: each seed runs a whole cluster in one thread under a paused clock with the faults that it draws, compares each completed
 //! checkpoint and what was committed with a plain loop, reads every record of the job, holds the restarts against a model of the

@@ -1,5 +1,5 @@
-//! The actor that takes one job's checkpoints and savepoints, writes their records and chooses what to restore
-//! (semantics.md section 3, design.md section 6). Child of the JobMaster.
+//! The actor that takes one job's checkpoints and savepoints, writes their records and chooses what to restore.
+//! Child of the JobMaster. When which is taken follows Flink's `CheckpointCoordinator`.
 //!
 //! Invariant: nobody is told that a checkpoint is complete before its record is created and the epoch was read again after it.
 //!
@@ -29,10 +29,10 @@ use crate::model::{
 
 /// To the coordinator.
 pub enum CoordinatorMessage {
-    /// Every task of an attempt runs: periodic checkpoints may begin, the first one soon (design.md section 7.4).
+    /// Every task of an attempt runs: periodic checkpoints may begin, the first one soon.
     /// The attempts by TaskManager are the participants of every checkpoint until `Suspend`.
     TasksRunning(Vec<(InstanceId, Vec<ExecutionAttemptId>)>),
-    /// Tasks are being stopped or have failed: pending checkpoints are aborted, nothing is triggered (semantics.md C14).
+    /// Tasks are being stopped or have failed: pending checkpoints are aborted, nothing is triggered.
     /// A checkpoint whose record may exist is settled first.
     Suspend {
         /// For the history.
@@ -131,7 +131,7 @@ pub enum CoordinatorEvent {
         /// Why.
         reason: String,
     },
-    /// The job fails over (semantics.md C13).
+    /// The job fails over.
     Failure(FailureKind),
     /// See [`CoordinatorMessage::Hold`].
     Held,

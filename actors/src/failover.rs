@@ -1,7 +1,7 @@
-//! Which tasks restart together (semantics.md F1-F6). Pure.
+//! Which tasks restart together (Flink's pipelined regions). Pure.
 //!
 //! Invariant: the tasks to restart are closed under edges, so that every channel of a restarted task is new at both ends. All our edges
-//! are pipelined, hence a region is a connected component of the graph of subtasks, and a component has no neighbours to add (F2).
+//! are pipelined, hence a region is a connected component of the graph of subtasks, and a component has no neighbours to add.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -102,7 +102,7 @@ impl Regions {
         self.region_of.keys().copied().collect()
     }
 
-    /// The subtasks that restart when these have failed: their regions. Without any, the failure is the job's: all (F5).
+    /// The subtasks that restart when these have failed: their regions. Without any, the failure is the job's: all.
     #[must_use]
     pub fn to_restart(&self, failed: &[SubtaskId]) -> BTreeSet<SubtaskId> {
         if failed.is_empty() {
@@ -155,7 +155,7 @@ mod tests {
         }
     }
 
-    /// F6, measured on Flink 2.3.0: one failing subtask of a keyed job at parallelism 2 restarts 4 of 4 tasks.
+    /// Measured on Flink 2.3.0: one failing subtask of a keyed job at parallelism 2 restarts 4 of 4 tasks.
     #[test]
     fn a_keyed_edge_makes_one_region() {
         for exchange in [Exchange::Hash, Exchange::Rebalance, Exchange::Broadcast] {
@@ -165,7 +165,7 @@ mod tests {
         }
     }
 
-    /// F6: without keyBy 1 of 2 pipelines restarts.
+    /// As in Flink, where without keyBy 1 of 2 pipelines restarts.
     #[test]
     fn forward_edges_keep_pipelines_apart() {
         let regions = Regions::of(&graph(&[3, 3], &[(0, 1, Exchange::Forward)]));
@@ -180,7 +180,7 @@ mod tests {
         );
     }
 
-    /// F5: a coordinator's failure belongs to no task.
+    /// A coordinator's failure belongs to no task.
     #[test]
     fn a_failure_of_the_job_restarts_everything() {
         let regions = Regions::of(&graph(&[3, 3], &[(0, 1, Exchange::Forward)]));

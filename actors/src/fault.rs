@@ -29,7 +29,7 @@ pub const ARMED_MAX: usize = 16;
 /// The longest that an injected stall or silence may last: longer ones are a kill by another name.
 pub const INJECTED_MAX: Duration = Duration::from_secs(600);
 
-/// Kinds of actors, as the supervision tree names them (design.md section 3).
+/// Kinds of actors, as the supervision tree names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActorKind {

@@ -1,4 +1,4 @@
-//! Which JobManager leads, decided on the store alone (design.md sections 3 and 6).
+//! Which JobManager leads, decided on the store alone.
 //!
 //! `epoch-<e>` is created once, by conditional create, and never changed or deleted: it names the leader of epoch e. `lease-<e>` is a
 //! counter that this leader keeps raising; others watch it on their own monotonic clocks, so that no two clocks are ever compared.

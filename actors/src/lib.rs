@@ -1,4 +1,4 @@
-//! The control plane of Perennial: `actors/` decides, `src/` does (design.md section 1).
+//! The control plane of Perennial: `actors/` decides, `src/` does.
 //!
 //! Invariant: no record ever passes through this crate, and nothing outside it uses `ractor`.
 

@@ -1,4 +1,4 @@
-//! Whether and when a job restarts after a failure (semantics.md R1-R9). Pure: the caller owns clock, timer and dice.
+//! Whether and when a job restarts after a failure, by one of Flink's four strategies. Pure: the caller owns clock, timer and dice.
 //!
 //! Invariant: under `strict` the counting is Flink's, failure by failure; otherwise all failures of one incident cost one attempt, in
 //! every strategy. What counts as one incident is the caller's knowledge ([`Incident`]); which tasks restart is decided in `failover`.
@@ -32,14 +32,14 @@ pub enum Verdict {
         /// The wait that is left.
         delay: Duration,
     },
-    /// "Recovery is suppressed": the job fails (semantics.md R2).
+    /// The job fails; Flink says "Recovery is suppressed".
     Refused,
 }
 
 /// The answer to one failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RestartDecision {
-    /// Whether it counts as a restart (semantics.md R7).
+    /// Whether it counts as a restart: a failure that is merged into an attempt does not.
     pub is_new_attempt: bool,
     /// What to do.
     pub verdict: Verdict,
@@ -212,7 +212,7 @@ impl RestartBackoff {
         }
     }
 
-    /// Measured from the planned restart, not from when the job ran again (semantics.md R6).
+    /// Measured from the planned restart, not from when the job ran again; so does Flink.
     fn is_quiet_for(&self, now: Instant, threshold: Duration) -> bool {
         self.planned
             .is_some_and(|planned| now >= planned && now - planned >= threshold)
@@ -297,7 +297,7 @@ impl RestartBackoff {
     }
 }
 
-/// The delay before restart number `n` (from 0): clamped growth, then jitter, then clamped again (semantics.md R6).
+/// The delay before restart number `n` (from 0): clamped growth, then jitter, then clamped again, as in Flink.
 fn exponential_delay(
     n: u32,
     (initial, max): (Duration, Duration),
@@ -371,7 +371,7 @@ mod tests {
             .collect()
     }
 
-    /// Vectors of semantics.md R6, jitter 0, strict or not.
+    /// Those of Flink's `ExponentialDelayRestartBackoffTimeStrategy`, jitter 0, strict or not.
     #[test]
     fn exponential_delays_are_those_of_flink() {
         for is_strict in [false, true] {
@@ -394,7 +394,7 @@ mod tests {
         }
     }
 
-    /// R6: failures up to the planned restart are one attempt, and the wait counts down.
+    /// As Flink's exponential-delay: failures up to the planned restart are one attempt, and the wait counts down.
     #[test]
     fn forty_one_failures_inside_one_wait_are_one_attempt() {
         for is_strict in [false, true] {
@@ -422,7 +422,7 @@ mod tests {
         }
     }
 
-    /// R6: the 11th separate failure is final when 10 attempts are allowed.
+    /// As Flink's exponential-delay: the 11th separate failure is final when 10 attempts are allowed.
     #[test]
     fn attempts_before_reset_bound_separate_failures() {
         let RestartStrategy::ExponentialDelay { .. } = exponential(S, S, 2.0, 0.0) else {
@@ -441,7 +441,7 @@ mod tests {
         assert_eq!(delays[10], None);
     }
 
-    /// R6: the clamp cuts downward jitter of the first delay and upward jitter of the last.
+    /// As Flink's exponential-delay: the clamp cuts downward jitter of the first delay and upward jitter of the last.
     #[test]
     fn jitter_stays_between_the_first_and_the_largest_delay() {
         for dice in [0.0, 0.25, 0.5, 0.75, 0.999_999] {
@@ -458,7 +458,7 @@ mod tests {
         );
     }
 
-    /// R6: stability is measured from the planned restart time.
+    /// As Flink's exponential-delay: stability is measured from the planned restart time.
     #[test]
     fn exponential_delay_resets_after_a_quiet_threshold_from_the_planned_restart() {
         let mut backoff = backoff(exponential(10 * S, 120 * S, 2.0, 0.0), true);
@@ -476,7 +476,7 @@ mod tests {
         );
     }
 
-    /// R4: each failure counts, also inside one incident, and nothing comes back.
+    /// As Flink's fixed-delay: each failure counts, also inside one incident, and nothing comes back.
     #[test]
     fn strict_fixed_delay_counts_every_failure_for_life() {
         let mut backoff = backoff(
@@ -527,7 +527,7 @@ mod tests {
         );
     }
 
-    /// R5: a queue of max + 1 timestamps; the oldest must be older than the interval.
+    /// As Flink's failure-rate: a queue of max + 1 timestamps; the oldest must be older than the interval.
     #[test]
     fn failure_rate_refuses_more_than_the_maximum_within_the_interval() {
         let strategy = RestartStrategy::FailureRate {

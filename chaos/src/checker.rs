@@ -1,5 +1,5 @@
-//! What must hold (faults.md section 3), as functions that asserts, tests and all carriers call: state against the oracle (S2), records
-//! and writes of the store (S3, S4, R4), restarts against a model (S5), causes against faults (S6), output (S1).
+//! What must hold (invariants of [`crate::catalogue`]), as functions that asserts, tests and all carriers call: state against the oracle
+//! (S2), records and writes of the store (S3, S4, R4), restarts against a model (S5), causes against faults (S6), output (S1).
 //!
 //! Invariant: nothing of the job is needed, only the records, the objects they name and the state's byte format. What a cluster has
 //! deleted by its own retention cannot be read: [`Recorder`] therefore reads along while the cluster runs.

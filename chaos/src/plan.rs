@@ -1,4 +1,4 @@
-//! The one seeded, printable fault plan: *when*, *where*, *what* (faults.md section 2). Pure data.
+//! The one seeded, printable fault plan: *when*, *where*, *what*. Pure data.
 //!
 //! Invariant: a plan says everything that a run is made of, so that its text repeats the run, on whichever carrier: the simulator, real
 //! processes behind proxies, or a running cluster that takes one fault by control message. Plans are drawn elsewhere ([`crate::simulator`], campaign

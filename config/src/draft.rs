@@ -235,7 +235,7 @@ impl Draft {
             });
         }
         let restart = &self.restart;
-        // semantics.md R1.
+        // Flink's defaults.
         let strategy = restart
             .strategy
             .unwrap_or(match self.job.checkpointing.interval {

@@ -1,4 +1,4 @@
-//! The typed settings of Perennial: `config/` tells (design.md section 1).
+//! The typed settings of Perennial: `config/` tells.
 //!
 //! Invariant: nothing is swallowed. A key either has its effect, or a line says why it has none, or the node refuses with the word
 //! that explains it.

@@ -1,4 +1,4 @@
-//! The profiles that are compiled in: `development`, `staging`, `production` (requirements.md section 15).
+//! The profiles that are compiled in: `development`, `staging`, `production`.
 //!
 //! Invariant: each loads without an error. A profile lies under the file, so that each of its values can be overridden.
 

@@ -13,7 +13,7 @@ pub enum CheckpointingMode {
     AtLeastOnce,
 }
 
-/// `execution.checkpointing.externalized-checkpoint-retention` (semantics.md L4).
+/// `execution.checkpointing.externalized-checkpoint-retention`. A job that finishes keeps none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExternalizedRetention {
     /// Deleted at every end of the job.
@@ -55,7 +55,7 @@ pub struct CheckpointSettings {
     pub allow_repeat: bool,
 }
 
-/// `restart-strategy.*` (semantics.md R1-R9).
+/// `restart-strategy.*`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum RestartStrategy {
     /// Never restarts.
@@ -216,7 +216,7 @@ pub struct ClusterSettings {
     pub resource_id: Option<String>,
     /// `taskmanager.numberOfTaskSlots`.
     pub task_slots: u32,
-    /// `taskmanager.registration.timeout` (semantics.md T2).
+    /// `taskmanager.registration.timeout`: a TaskManager that finds no JobManager for so long ends.
     pub registration_timeout: Duration,
     /// `taskmanager.jobmanager-grace`: how long tasks run on without a JobManager.
     pub job_manager_grace: Duration,

@@ -606,7 +606,7 @@ fn a_job_derives_its_own_settings_and_cannot_touch_the_node() {
     );
 }
 
-// The numbers are those of requirements.md section 15.
+// The numbers of `config/profiles`, a second time, so that none changes by accident.
 #[test]
 fn each_profile_is_clean_and_has_its_numbers() {
     let profile = |name: &str| {

@@ -1,4 +1,4 @@
-//! The jobs that a binary carries. Closures cannot travel, so user code is linked in and found by name (design.md section 2).
+//! The jobs that a binary carries. Closures cannot travel, so user code is linked in and found by name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The fingerprint of this executable (design.md section 2).
+//! The fingerprint of this executable: a job runs only on TaskManagers of the build that submitted it.
 
 use std::sync::OnceLock;
 

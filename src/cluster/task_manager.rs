@@ -1,5 +1,5 @@
 //! A TaskManager node. Control and heartbeats, data connections and storage, and tasks each have threads of their own, so that a busy
-//! worker is slow, not dead (design.md section 3).
+//! worker is slow, not dead.
 
 use std::sync::Arc;
 

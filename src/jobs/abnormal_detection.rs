@@ -1,5 +1,4 @@
-//! Real-time detection of abnormal behaviour: the job of the study talk (`requirements.md` section 14), with a source that can be
-//! replayed, so that it is exactly once.
+//! Real-time detection of abnormal behaviour, the main job of the README. Its source can be replayed, so that it is exactly once.
 
 use std::fmt;
 use std::time::Duration;

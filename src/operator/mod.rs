@@ -124,7 +124,7 @@ pub enum Signal {
     ProcessingTime(Timestamp),
 }
 
-/// Keyed state of a task's operators, by the operator's place in the vertex; it outlives the operators (design.md section 5).
+/// Keyed state of a task's operators, by the operator's place in the vertex; it outlives the operators.
 pub type KeyedStates = Vec<Option<Box<dyn KeyedState>>>;
 
 /// Where a task is, so that a failure can name its place. Kept outside what a panic unwinds.

@@ -377,7 +377,7 @@ impl<O: Operator> Lifecycle for Node<O> {
     }
 }
 
-/// An operator that had handled the end of its input before the snapshot does not handle it again (semantics.md S1).
+/// An operator that had handled the end of its input before the snapshot does not handle it again.
 fn is_event_time_end(signal: Signal) -> bool {
     matches!(
         signal,

@@ -1,4 +1,4 @@
-//! The end of a chain towards the outside (semantics.md section 10).
+//! The end of a chain towards the outside. Commits in two phases: what Flink has `SinkWriterOperator` and `CommitterOperator` for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -212,7 +212,7 @@ impl<T: Record> Lifecycle for SinkNode<T> {
         let Some(list) = self.committables else {
             return Ok(());
         };
-        // Cumulative: an earlier notification may have been lost (semantics.md P2).
+        // Cumulative: an earlier notification may have been lost.
         let due: Vec<Committable> = self
             .lists
             .get(list)

@@ -1,5 +1,5 @@
-//! Operator state: lists of items that belong to an operator and not to a key, redistributed when the parallelism changes
-//! (semantics.md K7).
+//! Operator state: lists of items that belong to an operator and not to a key, redistributed when the parallelism changes:
+//! split, given whole to each, or copied, as in Flink.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -183,7 +183,7 @@ impl OperatorStateStore {
     }
 }
 
-/// The share of one subtask of what all subtasks stored (semantics.md K7). Pure: every subtask computes it from the same input.
+/// The share of one subtask of what all subtasks stored. Pure: every subtask computes it from the same input.
 pub(crate) fn redistribute(
     stored: &[Vec<NamedList>],
     subtask: usize,

@@ -1,4 +1,5 @@
-//! Which interval it is and what is still needed of the past: the bookkeeping of design.md section 5 without any table.
+//! Which interval it is and what is still needed of the past: the bookkeeping of the rules of
+//! [`KeyedState`](super::KeyedState) without any table.
 //!
 //! Invariant: whatever is not covered by the floor ([`Intervals::refresh`]) is needed by nobody: no running capture, no checkpoint that may
 //! become an undo target, no checkpoint that may become a base. It does not touch entries; tables ask it before they log or forget.

@@ -1,4 +1,4 @@
-//! The pre-image log of one key group of one table (design.md section 5, rule 2).
+//! The pre-image log of one key group of one table (rule 2 of [`KeyedState`](super::KeyedState)).
 //!
 //! Records name entries by their place in the table. Invariant: a place that a retained record names is that of the entry that the
 //! record was made for: whoever moves entries calls [`Log::moved`]. It does not know what is still needed: its owner tells it.

@@ -160,7 +160,20 @@ pub struct StateFigures {
     pub wants_checkpoint: bool,
 }
 
-/// One operator's keyed state as the task loop sees it. See design.md section 5 for the nine rules.
+/// One operator's keyed state as the task loop sees it. One log serves three purposes: asynchronous snapshots, increments, undo in place.
+/// Its nine rules:
+///
+/// 1. Interval b runs from this subtask's barrier b to its next. Each entry knows the interval of its last change, `since`.
+/// 2. The first change of an entry in an interval logs its place, old value (or that it was absent) and old `since`, before it is made. A
+///    delete leaves a tombstone. Before the first barrier nothing is logged.
+/// 3. The value at barrier b is the oldest logged one of interval b and all later ones, else the live one. A capture takes live entries
+///    with `since` < b, then logged ones with old `since` < b.
+/// 4. An increment over base c takes only what has `since` >= c. The barrier carries c, whose objects stay while that is under way.
+/// 5. Confirm(m) drops the logs of intervals before m and tombstones with `since` < m, but for what a running capture or its base needs.
+/// 6. Abort(n) stops the capture and keeps the log. A savepoint is never a base and never a target of undo.
+/// 7. Undo(m) stops all captures and applies the logs from the newest down to that of m. Where one is missing, state must be loaded.
+/// 8. What is logged: an entry of a map, the old length of a list that is appended to (the list where it is replaced), a timer.
+/// 9. The log is bounded. At half of the limit a checkpoint is asked for; at the limit undo is given up first, then the oldest capture.
 pub trait KeyedState: Send {
     /// Rule 1: begins the interval of `request.checkpoint` and its capture. Cheap.
     fn barrier(&mut self, request: CaptureRequest) -> Result<(), StateError>;

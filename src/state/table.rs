@@ -1,5 +1,5 @@
 //! One state's entries: a hash table per key group that holds the entries themselves, so that an access costs one cache miss, and
-//! their pre-image log (design.md section 5).
+//! their pre-image log (the rules are those of [`KeyedState`](super::KeyedState)).
 //!
 //! The log and captures name entries by their place in the table: they need no copy of a key, and undo no look-up. Entries move
 //! only when their table grows ([`Shard::grow`]): then the names in the log are changed along, and captures of the group begin

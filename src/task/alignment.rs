@@ -1,4 +1,5 @@
-//! When a task's inputs have all reached a barrier (semantics.md B1-B5). Pure: knows channels by number and holds nothing back itself.
+//! When a task's inputs have all reached a barrier, by the rules of Flink's `SingleCheckpointBarrierHandler`.
+//! Pure: knows channels by number and holds nothing back itself.
 //!
 //! Invariant: a snapshot is due exactly when it is known (by a barrier or by an announcement) and every channel has either
 //! delivered its barrier or ended.
@@ -215,7 +216,7 @@ mod tests {
         }
     }
 
-    /// semantics.md B2: the first blocks, the last completes.
+    /// Aligned: the first blocks, the last completes.
     #[test]
     fn a_snapshot_is_due_when_the_last_channel_arrives() {
         let mut aligner = Aligner::new(3, Blocking::Aligned);
@@ -225,7 +226,7 @@ mod tests {
         assert_eq!(aligner.barrier(1, barrier(2)), Alignment::Block);
     }
 
-    /// semantics.md B1.
+    /// Barriers are only counted, as by Flink's `CheckpointBarrierTracker`.
     #[test]
     fn at_least_once_never_blocks() {
         let mut aligner = Aligner::new(2, Blocking::Never);
@@ -233,7 +234,7 @@ mod tests {
         assert_eq!(aligner.barrier(1, barrier(1)), Alignment::Due(barrier(1)));
     }
 
-    /// semantics.md B3: the older one's late barriers only pass.
+    /// The older one's late barriers only pass.
     #[test]
     fn a_newer_barrier_ends_an_older_alignment() {
         let mut aligner = Aligner::new(2, Blocking::Aligned);
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(aligner.barrier(1, barrier(1)), Alignment::Go);
     }
 
-    /// semantics.md B5, and the final checkpoint: ended channels count as arrived, an announcement stands in for a barrier.
+    /// Also for the final checkpoint: ended channels count as arrived, an announcement stands in for a barrier.
     #[test]
     fn ended_channels_count_as_arrived() {
         let mut aligner = Aligner::new(2, Blocking::Aligned);

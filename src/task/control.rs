@@ -89,7 +89,7 @@ fn add(orders: &mut VecDeque<TaskControl>, order: TaskControl) {
             )
         };
         let is_repeated = |order: &TaskControl| matches!(order, TaskControl::NotifyComplete(_));
-        // A commit is cumulative (semantics.md P2), so a later one says what the oldest does.
+        // A commit is cumulative, so a later one says what the oldest does.
         let oldest = orders
             .iter()
             .position(is_void)

@@ -1,5 +1,5 @@
 //! Starts tasks: builds the operators from the registered job, brings the state, hands both to a driver, and keeps the keyed state of
-//! ended attempts for their successors (design.md section 7, "in place").
+//! ended attempts for their successors, which roll it back in place.
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
-//! A TaskManager's part of a checkpoint: gathers what its subtasks captured, has at most one object written, acknowledges once
-//! (design.md section 6, "Objects").
+//! A TaskManager's part of a checkpoint: gathers what its subtasks captured, has at most one object written, acknowledges once.
 //!
 //! Invariant: an acknowledgement leaves only after every byte that it names is durable.
 

@@ -1,4 +1,4 @@
-//! The task loop as a step (design.md section 4): one bounded piece of work a call, never a wait.
+//! The task loop as a step: one bounded piece of work a call, never a wait.
 //!
 //! Invariant: barriers and the end are handled only when the chain is drained, so that a snapshot never splits the effects of a record
 //! or of a watermark. Orders are obeyed in between: none of them looks at what is inside the chain.

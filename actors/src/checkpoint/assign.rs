@@ -1,4 +1,4 @@
-//! What each subtask reads to restore a snapshot (semantics.md K2, K3, K5, K7). Pure.
+//! What each subtask reads to restore a snapshot (Flink's `StateAssignmentOperation`). Pure.
 //!
 //! Invariant: every key group of every stateful operator goes to exactly one subtask, with its last full segment and all deltas after it.
 //! How lists of operator state are spread is the data plane's business: every subtask is given all of them.
@@ -34,7 +34,7 @@ fn has_state(operator: &OperatorState) -> bool {
         || operator.coordinator.is_some()
 }
 
-/// The number of key groups that a vertex must have to read the snapshot (K3): the stored one, when an operator of it has keyed state.
+/// The number of key groups that a vertex must have to read the snapshot: the stored one, when an operator of it has keyed state.
 pub fn effective_max_parallelism(
     vertex: &JobVertex,
     manifest: &Manifest,
@@ -157,7 +157,7 @@ impl<'a> RestorePlan<'a> {
         let mut is_same_parallelism = true;
         for operator in &info.operators {
             let Some(stored) = manifest.operators.iter().find(|o| o.id == operator.id) else {
-                continue; // New in this version of the job: begins empty (K2).
+                continue; // New in this version of the job: begins empty.
             };
             is_same_parallelism &= stored.parallelism == parallelism;
             let mut cut = OperatorState {

@@ -1,4 +1,4 @@
-//! Why a checkpoint failed, and how many in a row a job puts up with (semantics.md C13). Pure.
+//! Why a checkpoint failed, and how many in a row a job puts up with (Flink's `CheckpointFailureManager`). Pure.
 //!
 //! Plain savepoints never count: a person's wish must not fail a job (Flink counts those that a task declines).
 
@@ -19,7 +19,7 @@ pub enum CheckpointFailureReason {
     FinalizeFailure,
     /// A newer one completed first.
     Subsumed,
-    /// Tasks failed or were stopped (C14).
+    /// Tasks failed or were stopped.
     Suspended,
     /// The job ends.
     JobEnded,
@@ -129,7 +129,7 @@ impl FailureCounter {
 mod tests {
     use super::*;
 
-    /// semantics.md C13, reason by reason, with 0 tolerable failures.
+    /// Those that Flink's `CheckpointFailureManager` counts; reason by reason, with 0 tolerable failures.
     #[test]
     fn only_five_reasons_count() {
         let counted: Vec<_> = CheckpointFailureReason::ALL

@@ -391,7 +391,7 @@ pub(crate) enum Claim {
 }
 
 impl Ledger {
-    /// Claims the first free number (design.md section 6); only then may anything be restored.
+    /// Claims the first free number; only then may anything be restored.
     pub(crate) async fn claim(&self, notice: impl Fn(String)) -> Claim {
         let mut back_off = BackOff::new(self.entropy.clone());
         let mut has_complained = false;

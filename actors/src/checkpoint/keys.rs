@@ -1,4 +1,4 @@
-//! Names of the objects of a job's checkpoint directory: the one place that knows the layout (design.md section 6).
+//! Names of the objects of a job's checkpoint directory: the one place that knows the layout.
 //!
 //! Invariant: every name of a state object says which leader, checkpoint and deployment wave wrote it, so that the sweeper can tell
 //! garbage from work in progress without a clock.

@@ -1,5 +1,5 @@
-//! Which snapshot a recovery restores: newest completed > older retained > the snapshot that the job started from > clear failure
-//! (design.md section 6). Pure.
+//! Which snapshot a recovery restores: newest completed > older retained > the snapshot that the job started from > clear failure.
+//! Pure.
 //!
 //! Invariant: a rung is stepped over only when it is damaged, and never silently; a job with transactional sinks does not restore below
 //! a completed checkpoint unless it is allowed to repeat output.

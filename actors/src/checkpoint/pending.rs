@@ -1,4 +1,4 @@
-//! One snapshot under way: who must acknowledge, who has, and when it may still fail (semantics.md C6-C10). Pure.
+//! One snapshot under way: who must acknowledge, who has, and when it may still fail (Flink's `PendingCheckpoint`). Pure.
 //!
 //! Invariant: acknowledgements count by attempt; once every attempt has acknowledged the snapshot is `Completing` and can neither
 //! expire nor be declined nor be subsumed: its record may exist.
@@ -23,7 +23,7 @@ pub enum PendingState {
     Aborted(CheckpointFailureReason),
 }
 
-/// What an acknowledgement came to (C8).
+/// What an acknowledgement came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckResult {
     /// Taken; more are missing.
@@ -143,7 +143,7 @@ impl PendingCheckpoint {
         now >= self.deadline && self.abort(CheckpointFailureReason::Expired)
     }
 
-    /// A newer checkpoint has every acknowledgement (C10); savepoints stand for themselves.
+    /// A newer checkpoint has every acknowledgement; savepoints stand for themselves.
     pub fn subsume(&mut self) -> bool {
         !self.kind.is_savepoint() && self.abort(CheckpointFailureReason::Subsumed)
     }

@@ -1,4 +1,4 @@
-//! The dense sequence of records as pure state machines (design.md section 6): who may write which number when, what an answer of the
+//! The dense sequence of records as pure state machines: who may write which number when, what an answer of the
 //! store proves, and where the sequence ends.
 //!
 //! Invariants: a number is decided by exactly one created object, unless its creator cannot read it and takes it back; number n is only

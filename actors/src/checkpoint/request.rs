@@ -1,4 +1,4 @@
-//! Which snapshot is begun next, and when (semantics.md C1-C5). Pure: the caller owns the timer.
+//! Which snapshot is begun next, and when (Flink's `CheckpointRequestDecider`). Pure: the caller owns the timer.
 //!
 //! Savepoints go before the final checkpoint, that one before periodic ones; the first two are forced, that is they wait for nothing
 //! but for each other. The periodic timer keeps its own grid; a tick within the minimum pause moves to the pause's end and the grid
@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::CheckpointFailureReason;
 
-/// Savepoint requests that may wait (C1).
+/// Savepoint requests that may wait.
 pub const REQUESTS_MAX: usize = 1000;
-/// How soon after all tasks run the first checkpoint is taken at the latest (design.md section 7).
+/// How soon after all tasks run the first checkpoint is taken at the latest.
 pub const FIRST_CHECKPOINT_DELAY: Duration = Duration::from_millis(200);
 
 /// What to begin now.
@@ -119,7 +119,7 @@ impl<S> RequestQueue<S> {
         }
     }
 
-    /// A checkpoint (not a savepoint: those leave the pause alone, C4) has completed.
+    /// A checkpoint (not a savepoint: those leave the pause alone) has completed.
     pub fn completed(&mut self, now: Instant) {
         self.last_completion = Some(now);
     }
@@ -260,7 +260,7 @@ mod tests {
         );
     }
 
-    /// C3.
+    /// As in Flink: else what waits for deletion would grow without a bound.
     #[tokio::test(start_paused = true)]
     async fn periodic_ones_wait_for_the_deletion_of_old_ones_and_forced_ones_do_not() {
         let t = Instant::now();

@@ -1,4 +1,4 @@
-//! Which checkpoints are kept and what may be deleted (semantics.md C10, L4-L6; design.md section 6). Pure.
+//! Which checkpoints are kept and what may be deleted. Pure.
 //!
 //! Invariant: nothing is deleted that a kept manifest refers to, and no object of a number that is not decided. References are
 //! recomputed from the manifests every time; there are no counters that could drift.
@@ -20,7 +20,7 @@ pub struct Retained<'a> {
     pub manifest: &'a Manifest,
     /// Whether a restore found it damaged: it does not count as one of those to keep.
     pub is_damaged: bool,
-    /// Whether its objects lie in a savepoint's directory: they are the user's, and it does not push a checkpoint out (L5).
+    /// Whether its objects lie in a savepoint's directory: they are the user's, and it does not push a checkpoint out.
     pub is_external: bool,
 }
 
@@ -113,7 +113,7 @@ pub fn sweep(
         .collect()
 }
 
-/// Whether checkpoints outlive a job that ended so (L4).
+/// Whether checkpoints outlive a job that ended so.
 #[must_use]
 pub fn survives(state: JobState, retention: ExternalizedRetention) -> bool {
     match state {
@@ -211,7 +211,7 @@ mod tests {
         );
     }
 
-    /// semantics.md L4, every row.
+    /// Every end of a job with every value of `execution.checkpointing.externalized-checkpoint-retention`.
     #[test]
     fn checkpoints_outlive_the_job_as_externalized_retention_says() {
         use ExternalizedRetention::*;

@@ -325,7 +325,7 @@ fn acks_that_do_not_fit_are_refused_with_a_reason() {
     assert!(compose(&foreign).contains("other operators"));
 }
 
-/// semantics.md K3, row by row.
+/// As in Flink: the stored number of key groups replaces a derived one, and another that was set is refused.
 #[test]
 fn max_parallelism_follows_the_snapshot_unless_the_user_says_otherwise() {
     let manifest = full(1, 2);
@@ -351,7 +351,7 @@ fn max_parallelism_follows_the_snapshot_unless_the_user_says_otherwise() {
     assert_eq!(error.recoverability(), Recoverability::Unrecoverable);
 }
 
-/// semantics.md K2.
+/// As in Flink: `--allow-non-restored-state` drops it, and empty state needs no operator.
 #[test]
 fn state_without_an_operator_is_refused_unless_allowed() {
     let manifest = full(1, 1);

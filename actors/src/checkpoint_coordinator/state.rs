@@ -37,9 +37,9 @@ use super::{CoordinatorEvent, CoordinatorMessage, RestoreChoice, RestoredSnapsho
 
 /// Messages that may wait for the claim.
 const EARLY_MAX: usize = 256;
-/// Numbers that may be undecided before nothing new is begun: the store lags (semantics.md C3).
+/// Numbers that may be undecided before nothing new is begun: the store lags.
 const UNDECIDED_MAX: u64 = 16;
-/// Aborted savepoints whose late objects are still cleaned up (semantics.md C8).
+/// Aborted savepoints whose late objects are still cleaned up; Flink remembers as many.
 const DEAD_SAVEPOINTS_MAX: usize = 16;
 /// Old records deleted after one checkpoint.
 const RECORDS_DELETED_MAX: usize = 64;

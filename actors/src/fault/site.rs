@@ -1,5 +1,4 @@
-//! The places in the code where a fault may strike: each is a moment in which a failure is hard to get right (faults.md section 4, in
-//! italics there).
+//! The places in the code where a fault may strike: each is a moment in which a failure is hard to get right.
 
 /// One kind of moment. [`FaultPlace`](super::FaultPlace) says whose.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

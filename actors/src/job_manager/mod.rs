@@ -1,4 +1,4 @@
-//! The root of the JobManager process's control plane: jobs, TaskManagers, slots, clients (design.md section 3).
+//! The root of the JobManager process's control plane: jobs, TaskManagers, slots, clients.
 //!
 //! Invariant: a job is run by at most one JobMaster, and only while its graph is stored and its result is not. No slot of a TaskManager
 //! is given away while a task that nobody answers for still runs there. Leadership is acquired before and told lost from outside; a

@@ -1,5 +1,5 @@
 //! What of a job outlives its JobMaster and its JobManager, beside graph, records and result: what a person wants to look up, and what the
-//! restart strategy has used up (design.md section 6).
+//! restart strategy has used up.
 //!
 //! Invariant: no recovery and no checkpoint waits for it. It is told to the JobManager after the fact, at most one telling under way; what
 //! was not told or stored in time is missing from the history, and nothing else. It is bounded by what it is made of.

@@ -359,7 +359,7 @@ impl Master {
                         self.may_finish = true;
                     }
                     SnapshotKind::StopWithSavepoint => self.may_finish = true,
-                    // A plain savepoint commits nothing (semantics.md C11).
+                    // A plain savepoint commits nothing, as in Flink.
                     SnapshotKind::Savepoint => return,
                 }
                 self.last_notified = Some(checkpoint);

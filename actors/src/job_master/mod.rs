@@ -1,4 +1,4 @@
-//! One job from its submission to its end: deploys it, answers every failure, ends it (design.md sections 3 and 7).
+//! One job from its submission to its end: deploys it, answers every failure, ends it.
 //!
 //! Invariant: a subtask is deployed only when nothing of its former attempt is left or that attempt's TaskManager is lost. The decisions
 //! themselves are pure and live in `restart`, `failover`, `execution_graph`; slots belong to the JobManager, records of checkpoints to
@@ -88,7 +88,7 @@ pub type CoordinatorSpawner = Arc<
 pub struct AssignedState {
     /// [`TaskRestore::may_inherit`] is decided by the JobMaster.
     pub tasks: BTreeMap<SubtaskId, TaskRestore>,
-    /// Of each vertex, in order: that of the snapshot where the graph's was derived (semantics.md K3).
+    /// Of each vertex, in order: that of the snapshot where the graph's was derived.
     pub max_parallelism: Vec<u32>,
 }
 
@@ -133,7 +133,7 @@ pub(crate) enum JobFault {
     },
 }
 
-/// How a job is stopped with a savepoint (semantics.md S2).
+/// How a job is stopped with a savepoint; Flink has the same two ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopMode {
     /// State is kept for a successor: no window fires.

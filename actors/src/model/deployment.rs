@@ -42,8 +42,8 @@ pub struct EdgeChannels {
 pub struct TaskRestore {
     /// The snapshot; [`TaskRestore::OF_ANOTHER_JOB`] for one that is not of this job's own sequence.
     pub checkpoint: CheckpointId,
-    /// Whether keyed state of this subtask's former attempt may be rolled back to `checkpoint` in place instead of loaded
-    /// (design.md section 7). False for savepoints and after a change of parallelism.
+    /// Whether keyed state of this subtask's former attempt may be rolled back to `checkpoint` in place instead of loaded.
+    /// False for savepoints and after a change of parallelism.
     pub may_inherit: bool,
     /// URI of the directory that object keys are relative to.
     pub directory: String,

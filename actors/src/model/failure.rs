@@ -9,7 +9,7 @@ use super::{CheckpointId, ExecutionAttemptId, InstanceId, ResourceId};
 pub enum Recoverability {
     /// Ask the restart strategy.
     Recoverable,
-    /// The job fails at once (semantics.md R2).
+    /// The job fails at once: no restart strategy is asked.
     Unrecoverable,
     /// Ours is the stale one: end quietly, somebody newer is in charge.
     Fenced,
@@ -48,7 +48,7 @@ pub enum FailureKind {
         /// What, where.
         message: String,
     },
-    /// A snapshot's object is missing or damaged: the ladder steps down (design.md section 6).
+    /// A snapshot's object is missing or damaged: the ladder (`checkpoint/ladder.rs`) steps down.
     #[error("checkpoint {checkpoint}: object {object}: {message}")]
     DamagedSnapshot {
         /// Which record.
@@ -90,7 +90,7 @@ pub enum FailureKind {
         /// What was tried, on what.
         message: String,
     },
-    /// More checkpoints in a row failed than `tolerable-failed-checkpoints` allows (semantics.md C13).
+    /// More checkpoints in a row failed than `tolerable-failed-checkpoints` allows.
     #[error("exceeded checkpoint tolerable failure threshold: {message}")]
     Checkpoints {
         /// The last failure.
@@ -122,7 +122,7 @@ pub enum FailureKind {
         /// By whom.
         message: String,
     },
-    /// Job code builds another graph here than at the client (design.md section 2).
+    /// Job code builds another graph here than at the client.
     #[error("build mismatch: {message}")]
     BuildMismatch {
         /// Both fingerprints.

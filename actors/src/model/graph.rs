@@ -43,7 +43,7 @@ pub struct JobVertex {
     pub parallelism: u32,
     /// Number of key groups, at least `parallelism`, at most 32768.
     pub max_parallelism: u32,
-    /// Whether `max_parallelism` was set by the user; a derived one gives way to that of a restored snapshot (semantics.md K3).
+    /// Whether `max_parallelism` was set by the user; a derived one gives way to that of a restored snapshot.
     pub is_max_parallelism_set: bool,
     /// At least one.
     pub operators: Vec<OperatorInfo>,
@@ -90,7 +90,7 @@ pub struct JobGraph {
 pub struct StartFrom {
     /// URI of the snapshot's directory or of its `_metadata`.
     pub path: String,
-    /// Whether state without an operator may be dropped (semantics.md K2).
+    /// Whether state without an operator may be dropped (`--allow-non-restored-state`).
     pub allow_non_restored_state: bool,
 }
 
@@ -103,7 +103,7 @@ pub enum GraphError {
     /// Two operators would share their state.
     #[error("two operators have the uid `{0}`: give each stateful operator its own with .uid(..)")]
     DuplicateUid(String),
-    /// See semantics.md K3.
+    /// The parallelism, or the number of key groups that bounds it, is out of range.
     #[error(
         "vertex `{vertex}` has parallelism {parallelism} and max parallelism {max_parallelism}: need 1 <= parallelism <= max parallelism <= 32768"
     )]
@@ -192,11 +192,11 @@ impl JobGraph {
         Ok(())
     }
 
-    /// A fingerprint of vertices and edges: what a TaskManager rebuilds from the same arguments must have the same (design.md section 2).
+    /// A fingerprint of vertices and edges: what a TaskManager rebuilds from the same arguments must have the same.
     #[must_use]
     pub fn topology_hash(&self) -> u64 {
         use sha2::{Digest, Sha256};
-        // A derived max parallelism does not count: that of a restored snapshot takes its place (semantics.md K3).
+        // A derived max parallelism does not count: that of a restored snapshot takes its place.
         let mut vertices = self.vertices.clone();
         for vertex in &mut vertices {
             if !vertex.is_max_parallelism_set {

@@ -81,7 +81,7 @@ macro_rules! number {
 
 id128!(/// One submitted job, for its whole life.
     JobId);
-id128!(/// One operator of a job: derived from its `uid`, equal across submissions (semantics.md K1).
+id128!(/// One operator of a job: derived from its `uid`, equal across submissions.
     OperatorId);
 id128!(/// One incarnation of a process: random at its start, so that a successor on the same address is told apart.
     InstanceId);
@@ -92,13 +92,13 @@ number!(/// An edge of a [`JobGraph`](super::JobGraph): its position in the grap
     EdgeId(u32));
 number!(/// One of the parallel instances of a vertex, from 0.
     SubtaskIndex(u32));
-number!(/// A shard of the key space; `hash mod max parallelism` (semantics.md K4, K5).
+number!(/// A shard of the key space; `hash mod max parallelism`.
     KeyGroup(u16));
 number!(/// A completed leader election. Everything a leader sends carries it; a lower one is fenced.
     LeaderEpoch(u64));
 number!(/// The deployment wave of a job under one leader: one number for all tasks that a restart deploys together.
     Attempt(u32));
-number!(/// A checkpoint's number, which is the number of its record (design.md section 6). The first is 1.
+number!(/// A checkpoint's number, which is the number of its record. The first is 1.
     CheckpointId(u64));
 
 impl CheckpointId {
@@ -132,7 +132,7 @@ impl fmt::Display for ResourceId {
     }
 }
 
-/// The fingerprint of an executable: user code is placed only where the same build runs (design.md section 2).
+/// The fingerprint of an executable: user code is placed only where the same build runs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BuildId(pub String);
@@ -178,7 +178,7 @@ pub struct KeyGroupRange {
 }
 
 impl KeyGroupRange {
-    /// The range of `subtask` out of `parallelism` (semantics.md K5).
+    /// The range of `subtask` out of `parallelism`, as in Flink's `KeyGroupRangeAssignment`.
     ///
     /// # Panics
     /// When `parallelism` is 0 or above `max_parallelism`, which the graph's validation excludes.
@@ -226,13 +226,13 @@ impl KeyGroupRange {
     }
 }
 
-/// The subtask that owns a group (semantics.md K5).
+/// The subtask that owns a group, as in Flink's `KeyGroupRangeAssignment`.
 #[must_use]
 pub fn owner_of(group: KeyGroup, parallelism: u32, max_parallelism: u32) -> SubtaskIndex {
     SubtaskIndex((u64::from(group.0) * u64::from(parallelism) / u64::from(max_parallelism)) as u32)
 }
 
-/// The max parallelism of a vertex that does not set one (semantics.md K3).
+/// The max parallelism of a vertex that does not set one, as in Flink's `KeyGroupRangeAssignment`.
 #[must_use]
 pub fn default_max_parallelism(parallelism: u32) -> u32 {
     (parallelism + parallelism / 2)
@@ -244,7 +244,7 @@ pub fn default_max_parallelism(parallelism: u32) -> u32 {
 mod tests {
     use super::*;
 
-    /// Table of semantics.md K5 and K6, computed by Flink 2.3.0.
+    /// Ranges that Flink 2.3.0 computes.
     #[test]
     fn key_group_ranges_are_those_of_flink() {
         let ranges = |p| {
@@ -271,7 +271,7 @@ mod tests {
         }
     }
 
-    /// Table of semantics.md K3.
+    /// By Flink's `KeyGroupRangeAssignment.computeDefaultMaxParallelism`.
     #[test]
     fn default_max_parallelism_is_that_of_flink() {
         for (p, max) in [

@@ -1,4 +1,4 @@
-//! What a checkpoint or savepoint consists of, as data. See design.md section 6.
+//! What a checkpoint or savepoint consists of, as data.
 //!
 //! Invariant: a manifest names every byte that a restore needs, with length and checksum, and nothing else.
 
@@ -12,11 +12,11 @@ use super::{CheckpointId, JobId, KeyGroup, LeaderEpoch, OperatorId, SubtaskIndex
 pub enum SnapshotKind {
     /// Automatic, for recovery. Has a record; sinks commit on its completion.
     Checkpoint,
-    /// The checkpoint after the end of all input: sinks commit, tasks end (semantics.md S1).
+    /// The checkpoint after the end of all input: sinks commit, tasks end (in Flink: FLIP-147).
     Final,
-    /// Asked for by a person; full, self-contained; never a base, never an undo target. Commits nothing (semantics.md C11).
+    /// Asked for by a person; full, self-contained; never a base, never an undo target. Commits nothing, as in Flink.
     Savepoint,
-    /// A savepoint after which sources emit nothing more; on completion sinks commit and tasks end (semantics.md S2).
+    /// A savepoint after which sources emit nothing more; on completion sinks commit and tasks end.
     StopWithSavepoint,
 }
 
@@ -200,7 +200,7 @@ pub struct Manifest {
     pub objects: Vec<ObjectInfo>,
 }
 
-/// What a record says about its number; see design.md section 6, "one dense sequence of records".
+/// What a record says about its number. The sequence of records has no gap: see `checkpoint/protocol.rs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RecordOutcome {
     /// The checkpoint exists.

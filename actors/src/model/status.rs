@@ -142,7 +142,7 @@ pub struct JobSummary {
     pub tasks_total: u32,
     /// Since submission, in ms; stops at the job's end.
     pub duration_ms: u64,
-    /// New attempts so far (semantics.md R7).
+    /// New attempts so far; a failure that is merged into an attempt adds none.
     pub restarts: u32,
     /// The newest completed one.
     pub last_checkpoint: Option<CheckpointId>,

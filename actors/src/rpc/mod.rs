@@ -1,4 +1,5 @@
-//! The control connections: frames, authentication, sessions, heartbeats. See design.md section 3 and `ractor.md` section 2.
+//! The control connections: frames, authentication, sessions, heartbeats. Not those of
+//! `ractor_cluster`, which do not detect dead peers.
 
 pub(crate) mod acceptor;
 mod connection;

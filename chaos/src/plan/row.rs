@@ -1,4 +1,4 @@
-//! Names of the catalogue's rows and of the invariants (faults.md sections 3 and 4).
+//! Names of the rows of the catalogue ([`crate::catalogue`] says what each is) and of the invariants.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Strikes a fault plan against real processes behind proxies, and judges what is left (faults.md section 2).
+//! Strikes a fault plan against real processes behind proxies, and judges what is left.
 //!
 //! Phases: warm-up until the first checkpoint is complete, fire, heal, drain to the end of the input, check. Invariant: a verdict is about the
 //! runtime only: what the harness or the machine did wrong is [`Outcome::Inconclusive`] and never retried. Faults that are control

@@ -7,7 +7,7 @@ use crate::plan::{
     Target, When,
 };
 
-/// Faults that pay most together (faults.md, end of section 4).
+/// Faults that pay most together.
 pub(super) fn combination(dice: &Dice, cluster: &ClusterShape) -> Vec<PlannedFault> {
     let nodes = Nodes(dice, cluster.task_managers);
     let victim = nodes.index();

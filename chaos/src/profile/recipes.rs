@@ -15,7 +15,7 @@ const BRIEF: (u64, u64) = (200, 1500);
 
 /// Rows that only a node with fault points shows.
 pub(super) const AT_POINTS: &[Row] = &[Row::A3, Row::C1];
-/// Where a TaskManager dies badly (faults.md P1).
+/// Where a TaskManager dies badly (row P1 of the catalogue).
 const BAD_FOR_TASK_MANAGERS: &[&str] = &[
     "during-alignment",
     "after-upload-before-ack",
@@ -23,7 +23,7 @@ const BAD_FOR_TASK_MANAGERS: &[&str] = &[
     "before-commit",
     "on-notify",
 ];
-/// Where a JobManager dies badly (faults.md P3).
+/// Where a JobManager dies badly (row P3 of the catalogue).
 const BAD_FOR_LEADERS: &[&str] = &[
     "with-checkpoint-pending",
     "after-manifest-before-record",

@@ -1,4 +1,4 @@
-//! TCP proxies on the links between nodes, each link with conditions of its own (the words are Toxiproxy's, `faults.md` section 1).
+//! TCP proxies on the links between nodes, each link with conditions of its own (the words are Toxiproxy's).
 //!
 //! One listener stands before each server; a connection belongs to the link from the node that dialled to that server. Invariant: what
 //! passes is what was sent, in order, unless a bit was to be flipped; a black hole delays and loses nothing, as a network that drops

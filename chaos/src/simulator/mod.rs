@@ -1,5 +1,5 @@
 //! A whole cluster in one thread: real actors, sessions, tasks, channels and records over an in-memory network and store, under a
-//! clock that advances only when nothing can run (design.md section 9).
+//! clock that advances only when nothing can run.
 //!
 //! Invariant: a run is a pure function of its plan. Two runs of one plan give the same trace, so that a run that
 //! fails can be repeated and watched. It simulates no thread: what only real parallelism breaks is for the process harness.

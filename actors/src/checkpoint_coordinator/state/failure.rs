@@ -102,7 +102,7 @@ impl State {
         }
         let must_fail_over = match kind {
             SnapshotKind::Savepoint => false,
-            // Its sources have stopped at the barrier: only a restart gets them going again (C13).
+            // Its sources have stopped at the barrier: only a restart gets them going again.
             SnapshotKind::StopWithSavepoint => reason.is_counted(),
             SnapshotKind::Checkpoint => self.counter.on_failure(checkpoint, reason),
             SnapshotKind::Final => {

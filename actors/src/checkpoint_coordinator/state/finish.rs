@@ -122,7 +122,7 @@ impl State {
                 return;
             }
         };
-        // Older ones must be decided first (dense sequence), so they give way now and not after our record (C10).
+        // Older ones must be decided first (dense sequence), so they give way now and not after our record.
         if pending.kind != SnapshotKind::Savepoint {
             let older: Vec<_> = self.underway.range(..checkpoint).map(|(n, _)| *n).collect();
             for older in older {
@@ -196,7 +196,7 @@ impl State {
                         let uri = target.uri.clone();
                         target.answer(Ok(uri));
                     }
-                    // No event: tasks must not commit by a plain savepoint (C11).
+                    // No event: tasks must not commit by a plain savepoint.
                 }
             }
             (

@@ -145,7 +145,7 @@ impl State {
     ) {
         match result {
             Ok(snapshot) => {
-                // The first checkpoint after it is whole: nothing depends on the user's files (S4, NO_CLAIM).
+                // The first checkpoint after it is whole: nothing depends on the user's files (Flink's claim mode NO_CLAIM).
                 self.base = None;
                 self.started_from = Some(crate::model::TaskRestore::OF_ANOTHER_JOB);
                 self.answer_restore(Some(snapshot), skipped, reply);

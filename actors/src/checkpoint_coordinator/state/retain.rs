@@ -118,7 +118,7 @@ impl State {
         });
     }
 
-    /// Plain savepoints are not among them: they commit nothing (semantics.md C11).
+    /// Plain savepoints are not among them: they commit nothing.
     pub(super) fn tell_last_completed(&mut self) {
         if self.underway.is_empty() && self.completing.is_empty() {
             let last = self.completed.keys().next_back().copied();

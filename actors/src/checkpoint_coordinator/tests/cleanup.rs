@@ -139,7 +139,7 @@ async fn a_hint_that_retention_has_overtaken_hides_no_completed_checkpoint() {
     }
 }
 
-/// C3: what is completed waits for what is being deleted, so that neither memory nor the store fills up where deletions are slow.
+/// What is completed waits for what is being deleted, so that neither memory nor the store fills up where deletions are slow.
 #[tokio::test(start_paused = true)]
 async fn no_periodic_checkpoint_begins_while_too_many_old_ones_wait_to_be_deleted() {
     let hour = Duration::from_secs(3600);

@@ -47,7 +47,7 @@ impl Master {
         }
     }
 
-    /// Decides about a failure. `failed`: what it took down; nothing means the whole job (semantics.md F5).
+    /// Decides about a failure. `failed`: what it took down; nothing means the whole job (Flink's global failure).
     /// `incident`: whether it is a new one, when that does not follow from the phase.
     pub(super) fn fail(
         &mut self,
@@ -129,7 +129,7 @@ impl Master {
                     .recovery
                     .as_ref()
                     .map_or(cause, |recovery| recovery.cause().clone());
-                // Flink's words for it (semantics.md R2); the cause stays typed.
+                // Flink's words for it; the cause stays typed.
                 self.notice(format!("recovery is suppressed by {words}"));
                 self.fail_job(cause);
             }

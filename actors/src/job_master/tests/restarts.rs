@@ -77,7 +77,7 @@ async fn failures_of_one_incident_are_one_restart_with_all_causes() {
     assert_eq!(status.summary.restarts, 1);
 }
 
-/// requirements.md 5.2: a lost TaskManager with two tasks spends two of Flink's attempts and one of ours.
+/// A lost TaskManager with two tasks spends two of Flink's attempts and one of ours.
 #[tokio::test(start_paused = true)]
 async fn strict_counts_every_task_of_a_lost_taskmanager() {
     for (is_strict, counted) in [(false, 1), (true, 2)] {

@@ -1,4 +1,4 @@
-//! Judges a run by the invariants of faults.md section 3.
+//! Judges a run by the invariants (what each says is in [`crate::catalogue`]).
 
 mod leftovers;
 
