@@ -21,6 +21,8 @@ use crate::rpc::{Channel, FrameError, MessageWriter, Transport, dial};
 const WORKING_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a client waits for any sign of life.
 pub const CLIENT_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How long a client may ask for nothing before its session is ended. A host that vanishes says nothing, and would hold its session for ever.
+pub(crate) const CLIENT_IDLE_MAX: Duration = Duration::from_mins(10);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Call {
@@ -216,9 +218,12 @@ async fn serve_calls(channel: Channel, events: PeerEvents) -> Result<(), FrameEr
     loop {
         let call = match waiting.take() {
             Some(call) => call,
-            None => match reader.message().await? {
-                Some(call) => call,
-                None => return Ok(()),
+            None => match tokio::time::timeout(CLIENT_IDLE_MAX, reader.message()).await {
+                Ok(call) => match call? {
+                    Some(call) => call,
+                    None => return Ok(()),
+                },
+                Err(_idle) => return Ok(()),
             },
         };
         let (reply, mut answer) = oneshot::channel();

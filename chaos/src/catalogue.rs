@@ -179,7 +179,7 @@ pub const ALL: &[Entry] = &[
     Entry::new(Row::C1, "checkpoint timeout, decline, late or repeated acknowledgement", "aborted or ignored; never completed wrongly").checks(&[S7])
         .tests(&["actors/src/checkpoint/pending.rs", "actors/src/checkpoint_coordinator/tests/completion.rs"]),
     Entry::new(Row::C2, "too few slots, double registration, a TaskManager that lies", "waits, or fails by timeout; the second registration replaces the first").by(NONE)
-        .tests(&["actors/src/job_manager/tests.rs", "actors/src/job_master/tests/slots.rs"]),
+        .tests(&["actors/src/job_manager/tests/mod.rs", "actors/src/job_master/tests/slots.rs"]),
     Entry::new(Row::C3, "another build on one node", "refused, naming both").by(NONE)
         .tests(&["actors/src/task_manager/tests/tasks.rs"]),
     Entry::new(Row::C4, "rescale from a savepoint", "equal output; more than the max parallelism is refused")

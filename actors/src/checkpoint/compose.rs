@@ -280,11 +280,22 @@ fn drop_unused_objects(manifest: &mut Manifest) {
     manifest.objects = objects.list;
 }
 
-/// What a record may take over from its base, in bytes: so far below [`RECORD_LEN_MAX`](super::RECORD_LEN_MAX) that what its own
-/// checkpoint brings finds room. A record that is too long fails its checkpoint, and so would every later one over the same base.
+/// Changes that a record may take over from its base, in bytes: so far below [`RECORD_LEN_MAX`](super::RECORD_LEN_MAX) that whole segments
+/// and what its own checkpoint brings find room. A record that is too long fails its checkpoint, and so would every later one over the same
+/// base.
 const INHERITED_LEN_MAX: u64 = 16 << 20;
+/// What the subtasks of one checkpoint may bring into its record by state inside their acknowledgements, in bytes: as whole segments, as
+/// changes, and again as what the next one brings, it is less than the limit.
+const INLINE_LEN_MAX: u64 = 16 << 20;
 /// About what one key group of a segment takes in a record, in bytes.
 const GROUP_SLICE_LEN: u64 = 20;
+
+/// Up to which size a subtask sends its state for the record, in bytes: as configured, or less, when so many subtasks would together
+/// make it too long.
+#[must_use]
+pub fn inline_threshold(configured: u64, subtasks: usize) -> u64 {
+    configured.min(INLINE_LEN_MAX / (subtasks as u64).max(1))
+}
 
 /// What the barrier after this checkpoint may be based on: this checkpoint, or nothing when its chains are long enough, when the
 /// changes outweigh the full segments or when they make records too long, so that all is rewritten once.
@@ -295,10 +306,12 @@ pub fn next_base(manifest: &Manifest) -> Option<CheckpointId> {
         for segment in &operator.keyed {
             match segment.kind {
                 SegmentKind::Full => full += segment.data.length(),
-                SegmentKind::Delta => delta += segment.data.length(),
+                SegmentKind::Delta => {
+                    delta += segment.data.length();
+                    let index = segment.groups.len() as u64 * GROUP_SLICE_LEN;
+                    inherited += inline_length(&segment.data) + index;
+                }
             }
-            inherited +=
-                inline_length(&segment.data) + segment.groups.len() as u64 * GROUP_SLICE_LEN;
         }
         let longest = chain::chains(&operator.keyed)
             .values()

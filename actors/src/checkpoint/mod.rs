@@ -24,7 +24,7 @@ pub(crate) mod testing;
 
 pub use assign::{RestorePlan, effective_max_parallelism};
 pub use chain::{CHAIN_LEN_MAX, full_bytes, segments_for_group, slice_of, verify_manifest};
-pub use compose::{ComposeError, Header, compose, new_bytes, next_base};
+pub use compose::{ComposeError, Header, compose, inline_threshold, new_bytes, next_base};
 pub use failures::{CheckpointFailureReason, FailureCounter};
 pub use io::{EpochGuard, terminal_state};
 pub use keys::{

@@ -15,7 +15,8 @@ pub(crate) const NOTE_MAGIC: [u8; 8] = *b"PRNLNTE\n";
 /// The format written; readers refuse others by number.
 pub const RECORD_FORMAT: u32 = 1;
 /// The longest body that is written or read, in bytes. What a record takes over from its base is bounded far below by
-/// [`next_base`](super::next_base); what tasks add inline, by a MiB per TaskManager.
+/// [`next_base`](super::next_base); what tasks add inline, by
+/// [`inline_threshold`](super::inline_threshold).
 pub const RECORD_LEN_MAX: u64 = 64 * 1024 * 1024;
 
 const HEADER_LEN: usize = 8 + 4 + 8 + 4;

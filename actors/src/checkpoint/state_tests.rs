@@ -281,6 +281,15 @@ fn records_over_inline_changes_of_large_state_stay_far_below_their_limit() {
     assert_eq!(fulls, [1, 6, 11, 16]);
 }
 
+/// It can be a base: what is whole would be written again and again otherwise, and be no smaller then.
+#[test]
+fn whole_state_in_a_record_does_not_end_its_base() {
+    let mut manifest = manifest_of(15, &[]);
+    let data = DataRef::Inline(Bytes::from(vec![0; 17 << 20]));
+    manifest.operators[0].keyed = vec![segment(1, SegmentKind::Full, 0..8, data)];
+    assert_eq!(next_base(&manifest), Some(CheckpointId(15)));
+}
+
 /// Changes in objects bring no bytes into the record, but an entry for each of their key groups.
 #[test]
 fn the_index_of_many_key_groups_ends_a_base_too() {

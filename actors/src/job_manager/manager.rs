@@ -1,6 +1,7 @@
 //! The JobManager's state, and where each message goes. The only thing that a handler awaits is the spawning of a
 //! JobMaster, whose `pre_start` only builds plain state.
 
+mod ended;
 mod job_masters;
 mod slots;
 mod task_managers;
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use self::job_masters::unreadable;
+use self::ended::unreadable;
 pub(super) use self::job_masters::{JobEntry, Runner};
 pub(super) use self::task_managers::TaskManagerEntry;
 use super::store::{JobStore, StoredJob};
@@ -24,7 +25,7 @@ use crate::slot_pool::SlotPool;
 use crate::supervision::ExpectedExits;
 
 /// What a TaskManager's own watchdog gets on top of `task.cancellation.timeout`.
-const STOP_MARGIN: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const STOP_MARGIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The actor's state.
 pub(crate) struct Manager {
@@ -143,9 +144,9 @@ impl Manager {
                 self.is_settled = true;
                 self.serve_slots();
             }
-            JobManagerMessage::StopTimeout(instance) => {
+            JobManagerMessage::StopTimeout(instance, told) => {
                 if let Some(entry) = self.task_managers.get(&instance)
-                    && !entry.to_stop.is_empty()
+                    && !entry.to_stop.is_disjoint(&told)
                 {
                     let cause = FailureKind::TaskManagerLost {
                         resource: entry.location.resource.clone(),

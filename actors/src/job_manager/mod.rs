@@ -13,6 +13,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -24,7 +25,7 @@ use crate::entropy::Entropy;
 use crate::fault::{ActorFault, FaultPoints};
 use crate::job_master::{Assign, CoordinatorSpawner, JobMasterReport, Reply};
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, StoreProbe};
-use crate::model::{FailureKind, InstanceId, JobId, LeaderEpoch};
+use crate::model::{ExecutionAttemptId, FailureKind, InstanceId, JobId, LeaderEpoch};
 use crate::peer::{PeerEvent, PeerEvents};
 pub use collaborators::{assign_snapshot, store_coordinators};
 use manager::Manager;
@@ -117,7 +118,8 @@ pub(crate) enum JobManagerMessage {
     /// TaskManagers of the former leader have had their time to come back.
     Settled,
     /// The time of former tasks on this TaskManager to end is over.
-    StopTimeout(InstanceId),
+    /// With those that it was told to stop then.
+    StopTimeout(InstanceId, BTreeSet<ExecutionAttemptId>),
     End(JobManagerEnd),
     /// Injected into this actor.
     Fault(ActorFault),

@@ -9,16 +9,16 @@ use crate::checkpoint_coordinator::RestoredSnapshot;
 use crate::execution_graph::ExecutionGraph;
 use crate::failover::SubtaskId;
 use crate::model::{
-    ChannelPeer, EdgeChannels, Exchange, FailureKind, InstanceId, JobEdge, JobGraph, SubtaskIndex,
-    TaskDeployment, VertexId,
+    ChannelPeer, EdgeChannels, Exchange, FailureKind, InstanceId, JobEdge, JobGraph, LeaderEpoch,
+    SubtaskIndex, TaskDeployment, VertexId,
 };
 
 /// A snapshot spread over the subtasks.
 pub(super) struct Restore<'a> {
     pub(super) snapshot: &'a RestoredSnapshot,
     pub(super) assigned: &'a AssignedState,
-    /// Where the former attempt of each subtask ran.
-    pub(super) former: &'a BTreeMap<SubtaskId, InstanceId>,
+    /// Under which leader and where the former attempt of each subtask ran.
+    pub(super) former: &'a BTreeMap<SubtaskId, (LeaderEpoch, InstanceId)>,
 }
 
 /// The deployments of `tasks`, which have their new attempts and places already, by TaskManager.
@@ -44,7 +44,7 @@ pub(super) fn deployments(
                         internal(format!("the snapshot was not assigned to {id}"))
                     })?;
                 task.may_inherit = restore.snapshot.is_own_checkpoint
-                    && restore.former.get(id) == Some(&peer.location.instance)
+                    && has_state_of(restore, *id, peer.location.instance)
                     && has_parallelism_of(restore.snapshot, vertex);
                 Some(task)
             }
@@ -71,6 +71,13 @@ pub(super) fn deployments(
             });
     }
     Ok(by_instance)
+}
+
+/// A leader hands out again the numbers of checkpoints that its predecessor left undecided: an attempt of that one may have been cut at
+/// another checkpoint of the same number.
+fn has_state_of(restore: &Restore<'_>, id: SubtaskId, instance: InstanceId) -> bool {
+    let former = restore.former.get(&id);
+    former.is_some_and(|(epoch, on)| *on == instance && *epoch >= restore.snapshot.manifest.epoch)
 }
 
 /// The other ends of an edge, of which `other` is the far vertex.

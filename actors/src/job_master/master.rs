@@ -29,8 +29,8 @@ use crate::failover::{Regions, SubtaskId};
 use crate::fault::{FaultPlace, FaultSite, InjectedError};
 use crate::model::message::{PreparedOutput, ToTaskManager};
 use crate::model::{
-    CheckpointId, ExecutionAttemptId, FailureKind, InstanceId, JobState, RecoveryRecord,
-    SnapshotKind, TaskFailure, TaskManagerLocation, TaskState,
+    CheckpointId, ExecutionAttemptId, FailureKind, InstanceId, JobState, LeaderEpoch,
+    RecoveryRecord, SnapshotKind, TaskFailure, TaskManagerLocation, TaskState,
 };
 use crate::peer::PeerHandle;
 use crate::restart::{Incident, RestartBackoff};
@@ -101,8 +101,8 @@ pub(super) struct Master {
     wave: u64,
     pub(super) peers: BTreeMap<InstanceId, PeerHandle>,
     places: Vec<TaskManagerLocation>,
-    /// Where attempts before this JobMaster's ran.
-    former: BTreeMap<SubtaskId, InstanceId>,
+    /// Under which leader and where attempts before this JobMaster's ran.
+    former: BTreeMap<SubtaskId, (LeaderEpoch, InstanceId)>,
     recovery: Option<Recovery>,
     pub(super) recoveries: VecDeque<RecoveryRecord>,
     pub(super) recovery_count: u32,

@@ -171,8 +171,8 @@ pub(crate) enum JobMasterMessage {
     /// Slot i is the i-th.
     Slots {
         slots: Vec<GrantedSlot>,
-        /// Where attempts of a former leader or JobMaster ran until they were stopped.
-        former: BTreeMap<SubtaskId, InstanceId>,
+        /// Under which leader and where attempts of a former leader or JobMaster ran until they were stopped.
+        former: BTreeMap<SubtaskId, (LeaderEpoch, InstanceId)>,
     },
     SlotsMissing(SlotsMissing),
     RestoreChosen {

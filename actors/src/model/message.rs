@@ -153,7 +153,8 @@ pub struct CheckpointPlan {
     pub attempts: Vec<ExecutionAttemptId>,
     /// URI of the directory that object keys are relative to: `<dir>/<job-id>`, or the savepoint's.
     pub directory: String,
-    /// State up to this size stays in the ack (`execution.checkpointing.data-inline-threshold`), in bytes per subtask.
+    /// State up to this size stays in the ack, in bytes per subtask: `execution.checkpointing.data-inline-threshold`, or less when there
+    /// are many.
     pub inline_threshold: u64,
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Script {
     pub(crate) log: Vec<String>,
     /// The newest completed checkpoint; the ladder is all below.
     pub(crate) newest: u64,
+    /// Under which leader those were completed, if not the first.
+    pub(crate) completed_by: Option<LeaderEpoch>,
     /// Answers of the next choices.
     pub(crate) choice_errors: Vec<FailureKind>,
     /// Failures of the next starts.
@@ -145,9 +147,10 @@ impl Coordinators {
                     .rev()
                     .find(|id| !script.damaged.contains(id));
                 let skipped = ids.iter().map(|id| format!("chk-{id} damaged")).collect();
+                let epoch = script.completed_by.unwrap_or(LeaderEpoch(1));
                 let _ = reply.send(Ok(RestoreChoice {
                     snapshot: chosen.map(|id| RestoredSnapshot {
-                        manifest: Arc::new(manifest(job, id)),
+                        manifest: Arc::new(manifest(job, id, epoch)),
                         directory: "memory://checkpoints".to_owned(),
                         is_own_checkpoint: true,
                     }),
@@ -175,12 +178,12 @@ impl Coordinators {
     }
 }
 
-fn manifest(job: JobId, checkpoint: u64) -> Manifest {
+fn manifest(job: JobId, checkpoint: u64, epoch: LeaderEpoch) -> Manifest {
     Manifest {
         job,
         job_name: String::new(),
         checkpoint: CheckpointId(checkpoint),
-        epoch: LeaderEpoch(1),
+        epoch,
         kind: SnapshotKind::Checkpoint,
         timestamp_ms: 0,
         duration_ms: 0,

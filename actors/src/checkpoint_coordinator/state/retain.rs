@@ -151,11 +151,11 @@ impl State {
         let hint = self.hint();
         let mut known = self.needed();
         known.append(&mut self.undeleted);
-        let retire: Vec<_> = if survives {
-            Vec::new()
-        } else {
-            std::mem::take(&mut self.completed).into_keys().collect()
-        };
+        // What could not be replaced before: its objects go now.
+        let mut retire = std::mem::take(&mut self.retiring);
+        if !survives {
+            retire.extend(std::mem::take(&mut self.completed).into_keys());
+        }
         let needed = self.needed();
         let ledger = self.ledger.clone();
         self.spawn(async move {

@@ -157,6 +157,8 @@ impl State {
         let directory = target
             .as_ref()
             .map_or(self.config.store.uri(), |t| t.uri.as_str());
+        let subtasks = self.participants.iter().map(|(_, a)| a.len()).sum();
+        let inline_threshold = checkpoint::inline_threshold(settings.inline_threshold, subtasks);
         let plans = self
             .participants
             .iter()
@@ -172,7 +174,7 @@ impl State {
                     },
                     attempts: attempts.clone(),
                     directory: directory.to_owned(),
-                    inline_threshold: settings.inline_threshold,
+                    inline_threshold,
                 };
                 (*instance, plan)
             })

@@ -382,3 +382,54 @@ fn successor(world: &World) -> Ledger {
         entropy: Entropy::seeded(1),
     }
 }
+
+/// Nor does each of many objects have its own time.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_does_not_try_each_of_many_objects_at_an_ill_store() {
+    const STRAYS: u64 = 300;
+    let world = World::new();
+    let mut leader = world.lead(1).await;
+    leader.run();
+    leader.checkpoint(&world).await;
+    for stray in 0..STRAYS {
+        let key = format!("shared/e1-c2-a1-{stray:08x}");
+        world.store.insert(&key, Bytes::from_static(b"x"));
+    }
+    let tries = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&tries);
+    world.store.faults(move |op, _| {
+        (op == "delete").then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Fault::Fail
+        })
+    });
+    leader.terminate(JobState::Finished).await;
+    let tried = tries.load(Ordering::SeqCst);
+    assert!(tried < STRAYS / 3, "{tried} tries");
+}
+
+/// A record that could not be replaced names its objects, and nobody comes by again.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_job_retires_what_could_not_be_before_or_keeps_its_objects() {
+    for is_ill_at_end in [false, true] {
+        let mut world = World::new();
+        world.checkpointing().is_incremental = false;
+        let mut leader = world.lead(1).await;
+        leader.run();
+        leader.checkpoint(&world).await;
+        world.store.faults(|op, key| {
+            (op == "put" && key.ends_with("chk-2/_metadata")).then_some(Fault::Fail)
+        });
+        leader.checkpoint(&world).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(world.is_completed(2));
+        if !is_ill_at_end {
+            world.store.heal();
+        }
+        leader.terminate(JobState::Canceled).await;
+        let has_objects = world.shared().iter().any(|k| k.contains("-c2-"));
+        assert_eq!(has_objects, world.is_completed(2));
+        assert_eq!(world.is_completed(2), is_ill_at_end);
+        assert!(world.is_completed(3));
+    }
+}

@@ -115,6 +115,28 @@ async fn a_record_that_is_too_long_says_so_and_the_next_checkpoint_is_whole() {
     assert_eq!(leader.completed().await, CheckpointId(4));
 }
 
+/// However much is configured for each of them.
+#[tokio::test(start_paused = true)]
+async fn what_all_subtasks_send_inline_finds_room_in_one_record() {
+    let mut world = World::new();
+    world.checkpointing().inline_threshold = RECORD_LEN_MAX;
+    let mut leader = world.lead(1).await;
+    leader.run();
+    let plans = leader.trigger().await;
+    for (instance, plan) in &plans {
+        let mut ack = ack_for(&world.stores, *instance, plan);
+        for subtask in &mut ack.subtasks {
+            let bytes = Bytes::from(vec![0_u8; plan.inline_threshold as usize]);
+            subtask.operators[0].state.operator_state = Some(DataRef::Inline(bytes));
+        }
+        leader.handle.send(CoordinatorMessage::Ack {
+            instance: *instance,
+            ack: Box::new(ack),
+        });
+    }
+    assert_eq!(leader.completed().await, CheckpointId(2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn sixteen_racing_creators_end_with_one_winner() {
     for seed in 0..20 {

@@ -60,7 +60,7 @@ impl Manager {
                     let former = entry
                         .former
                         .iter()
-                        .map(|(id, (_, instance))| (*id, *instance))
+                        .map(|(id, (attempt, instance))| (*id, (attempt.epoch, *instance)))
                         .collect();
                     drop(master.cast(JobMasterMessage::Slots { slots, former }));
                 }

@@ -4,6 +4,7 @@
 //! by its JobMaster.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ractor::ActorRef;
 
@@ -131,6 +132,9 @@ impl Manager {
                 to_stop: stop,
             },
         );
+        if !is_known {
+            self.release_ended(&peer);
+        }
         self.watch_stops(myself, instance);
         // A task that should run here and does not may have been abandoned: its slot is the one that is not offered any more.
         let slot_of = |attempt: &ExecutionAttemptId| (attempt.job, attempt.subtask.0);
@@ -221,14 +225,19 @@ impl Manager {
 
     /// Former tasks that do not end cost their TaskManager.
     pub(super) fn watch_stops(&self, myself: &ActorRef<JobManagerMessage>, instance: InstanceId) {
-        let timeout = self.options.settings.job.cancellation_timeout;
-        let is_stopping = self
-            .task_managers
-            .get(&instance)
-            .is_some_and(|entry| !entry.to_stop.is_empty());
-        if is_stopping && !timeout.is_zero() {
+        let Some(told) = self.task_managers.get(&instance).map(|e| e.to_stop.clone()) else {
+            return;
+        };
+        let ours = self.options.settings.job.cancellation_timeout;
+        // That of a job counts as far as the job is known.
+        let jobs = told
+            .iter()
+            .filter_map(|attempt| self.jobs.get(&attempt.job));
+        let timeouts = jobs.map(|entry| entry.graph.settings.cancellation_timeout);
+        let timeout = timeouts.fold(ours, Duration::max);
+        if !told.is_empty() && !ours.is_zero() {
             drop(myself.send_after(timeout + STOP_MARGIN, move || {
-                JobManagerMessage::StopTimeout(instance)
+                JobManagerMessage::StopTimeout(instance, told)
             }));
         }
     }

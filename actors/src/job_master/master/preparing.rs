@@ -17,7 +17,7 @@ use crate::job_master::{
     CoordinatorContext, GrantedSlot, JobMasterMessage, JobMasterReport, StartedCoordinator, Timer,
 };
 use crate::model::message::ToTaskManager;
-use crate::model::{FailureKind, InstanceId, TaskFailure};
+use crate::model::{FailureKind, InstanceId, LeaderEpoch, TaskFailure};
 use crate::restart::Incident;
 use crate::slot_pool::SlotsMissing;
 
@@ -157,7 +157,7 @@ impl Master {
     pub(super) fn on_slots(
         &mut self,
         slots: Vec<GrantedSlot>,
-        former: BTreeMap<SubtaskId, InstanceId>,
+        former: BTreeMap<SubtaskId, (LeaderEpoch, InstanceId)>,
     ) {
         self.former.extend(former);
         self.places.clear();
@@ -191,8 +191,7 @@ impl Master {
         former.extend(
             self.executions
                 .iter()
-                .filter(|(_, e)| e.attempt.is_some())
-                .filter_map(|(id, e)| Some((id, e.instance()?))),
+                .filter_map(|(id, e)| Some((id, (e.attempt?.epoch, e.instance()?)))),
         );
         for skipped in &choice.skipped {
             self.notice(skipped.clone());

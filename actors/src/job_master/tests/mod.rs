@@ -19,7 +19,7 @@ use crate::model::message::{
 use crate::model::*;
 use crate::testing::cluster::{Cluster, until};
 use crate::testing::graph;
-use crate::testing::task_manager::{Behave, Behaviour, io, running};
+use crate::testing::task_manager::{Behave, Behaviour, FakeTaskManager, io, running};
 
 const JOB: JobId = JobId(7);
 

@@ -44,6 +44,35 @@ async fn a_lost_taskmanager_is_replaced_by_the_spare_and_the_others_inherit_thei
     );
 }
 
+/// One that was lost and has come back runs nothing of the job any more, and may still hold its state.
+#[tokio::test(start_paused = true)]
+async fn every_taskmanager_releases_a_job_that_ended() {
+    let cluster = Cluster::start(&[1, 1, 1, 1, 1], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    let [early, late] = [0, 1].map(|i| cluster.task_managers[i].clone());
+    for lost in [&early, &late] {
+        lost.lose();
+    }
+    cluster.until_recovered(JOB, 1).await;
+    let come_back = |tm: &FakeTaskManager| {
+        tm.state.lock().unwrap().is_deaf = false;
+        tm.register(1);
+    };
+    come_back(&early);
+    let answer = cluster.request(ClientRequest::Cancel(JOB)).await;
+    assert_eq!(answer, Ok(ClientResponse::Canceled));
+    come_back(&late);
+    for tm in [&early, &late] {
+        until("the release", async || {
+            let is_release =
+                |m: &ToTaskManager| matches!(m, ToTaskManager::ReleaseJob { job: JOB, .. });
+            tm.has_received(is_release).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_spare_the_job_waits_for_a_slot_and_says_so() {
     let mut cluster = Cluster::start(&[1, 1, 1], running()).await;

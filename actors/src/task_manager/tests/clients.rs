@@ -82,6 +82,43 @@ async fn clients_get_one_answer_per_request_or_a_typed_error() {
     ));
 }
 
+/// Their hosts have vanished, without a word.
+#[tokio::test(start_paused = true)]
+async fn clients_that_ask_for_nothing_any_more_leave_their_places_to_others() {
+    let mut cluster = Cluster::start().await;
+    cluster.job_manager.registered().await;
+    let secret = Secret(SECRET.to_owned());
+    let connect = async |node: &str| {
+        let transport = cluster.network.node(node);
+        let client = Client::connect(&transport, "jm:1", &secret, TIMEOUT).await;
+        client.unwrap()
+    };
+    let mut idle = Vec::new();
+    for _ in 0..CLIENT_SESSIONS_MAX {
+        idle.push(connect("cli").await);
+    }
+    cluster.network.silence("cli", "jm");
+    cluster.network.silence("jm", "cli");
+    let request = || ClientRequest::ListJobs;
+    let refused = connect("other").await.request(request(), None).await;
+    assert!(
+        matches!(refused, Err(RpcError::Closed { .. })),
+        "{refused:?}"
+    );
+    tokio::time::sleep(CLIENT_IDLE_MAX + INTERVAL).await;
+    let mut client = connect("other").await;
+    let (response, ()) = tokio::join!(client.request(request(), None), async {
+        // Between heartbeats.
+        let reply = loop {
+            if let PeerEvent::Request { reply, .. } = cluster.job_manager.next().await {
+                break reply;
+            }
+        };
+        reply.send(Ok(ClientResponse::Jobs(Vec::new()))).unwrap();
+    });
+    assert_eq!(response, Ok(ClientResponse::Jobs(Vec::new())));
+}
+
 #[tokio::test(start_paused = true)]
 async fn clients_learn_why_they_cannot_connect() {
     let cluster = Cluster::start().await;

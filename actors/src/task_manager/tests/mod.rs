@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::fakes::*;
 use super::*;
-use crate::client::{CLIENT_SILENCE_MAX, Client, probe};
+use crate::client::{CLIENT_IDLE_MAX, CLIENT_SILENCE_MAX, Client, probe};
 use crate::fault::{ActorFault, NodeFault, PeerFault, TaskManagerInjection};
 use crate::model::message::*;
 use crate::model::*;

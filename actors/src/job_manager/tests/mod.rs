@@ -1,19 +1,17 @@
 //! The real JobManager with scripted TaskManagers: what outlives a process, a leader, a broken actor.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+mod histories;
+mod results;
 
-use super::store::{JobStore, StoredJob};
-use super::{HISTORY_MAX, JOB_MASTER_RESTARTS_MAX, JobManagerEnd};
+use super::manager::STOP_MARGIN;
+use super::{JOB_MASTER_RESTARTS_MAX, JobManagerEnd};
 use crate::checkpoint::Store;
-use crate::checkpoint::testing::{Fault, MemoryStore};
 use crate::fault::{ActorAddress, ActorFault, Injection};
-use crate::job_master::WAITERS_MAX;
 use crate::model::message::{ClientRequest, ClientResponse, RpcError, ToTaskManager};
 use crate::model::*;
 use crate::testing::cluster::{Cluster, until};
 use crate::testing::graph;
-use crate::testing::task_manager::{Behaviour, FakeTaskManager, io, running};
+use crate::testing::task_manager::{FakeTaskManager, io, running};
 
 const JOB: JobId = JobId(7);
 
@@ -125,162 +123,24 @@ async fn the_next_leader_stops_what_runs_and_restores_it_in_place() {
     );
 }
 
+/// The second leader completed a checkpoint 3 of its own, elsewhere, and is gone. What these hold may be a checkpoint 3 that the first one
+/// left undecided.
 #[tokio::test(start_paused = true)]
-async fn an_ended_job_stays_in_the_list_of_the_next_leader_and_does_not_run_again() {
-    let first = Cluster::start(&[3], std::sync::Arc::new(|_| Behaviour::RunToTheEnd)).await;
-    first.submit(&keyed()).await;
-    let status = first.until_state(JOB, JobState::Finished).await;
-    let left = first.end().await;
-    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
-    let tm = second.add(3, running());
-    assert_eq!(second.status(JOB).await, status);
-    let answer = second.request(ClientRequest::Cancel(JOB)).await;
-    assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
-    second.submit(&keyed()).await;
-    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
-    assert_eq!(tm.running(), []);
-}
-
-/// Lets no result be stored, and counts the tries.
-fn refuse_results(cluster: &Cluster) -> Arc<AtomicU32> {
-    let tries = Arc::new(AtomicU32::new(0));
-    let counted = Arc::clone(&tries);
-    let store = cluster.stores.at("memory://ha");
-    store.faults(move |operation, key| {
-        let is_meant = operation == "create" && key.ends_with("/result");
-        is_meant.then(|| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            Fault::Fail
-        })
-    });
-    tries
-}
-
-async fn until_tried(tries: &AtomicU32, times: u32) {
-    until("tries to store the result", async || {
-        (tries.load(Ordering::SeqCst) >= times).then_some(())
-    })
-    .await;
-}
-
-/// Its coordinator cannot start, so that no record says how it ends: the result alone keeps the next leader from running it again.
-#[tokio::test(start_paused = true)]
-async fn a_job_has_ended_for_nobody_before_its_result_is_stored() {
+async fn state_of_a_former_leader_is_not_taken_for_that_of_a_later_ones_checkpoint() {
     let first = Cluster::start(&[1, 1, 1], running()).await;
     first.submit(&keyed()).await;
     first.until_state(JOB, JobState::Running).await;
     let left = first.end().await;
-    left.coordinators.0.lock().unwrap().start_errors = vec![io("the store is down"); 9];
-    let second = Cluster::lead(2, left.stores, left.coordinators).await;
-    let tries = refuse_results(&second);
-    let cancel = || second.request(ClientRequest::Cancel(JOB));
-    let late = async {
-        until_tried(&tries, 1).await;
-        futures::future::join_all((0..=WAITERS_MAX).map(|_| cancel())).await
-    };
-    let look = async {
-        until_tried(&tries, 3).await;
-        let status = second.status(JOB).await;
-        assert_eq!(status.summary.state, JobState::Cancelling);
-        assert_eq!(status.note.as_deref(), Some("storing the job's result"));
-        second.stores.at("memory://ha").heal();
-    };
-    let (answer, late, ()) = tokio::join!(cancel(), late, look);
-    assert_eq!(answer, Ok(ClientResponse::Canceled));
-    let (waited, refused): (Vec<_>, Vec<_>) = late.into_iter().partition(Result::is_ok);
-    assert_eq!(waited, vec![answer; WAITERS_MAX]);
-    assert!(
-        matches!(&refused[..], [Err(RpcError::Refused(_))]),
-        "{refused:?}"
-    );
-
-    let left = second.end().await;
+    {
+        let mut script = left.coordinators.0.lock().unwrap();
+        script.newest = 3;
+        script.completed_by = Some(LeaderEpoch(2));
+    }
     let mut third = Cluster::lead(3, left.stores, left.coordinators).await;
-    let tm = third.add(3, running());
-    let status = third.until_state(JOB, JobState::Canceled).await;
-    let has_no_record = |n: &String| n.contains("last record could not be written");
-    assert!(
-        status.notices.iter().any(has_no_record),
-        "{:?}",
-        status.notices
-    );
-    assert_eq!(tm.running(), []);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_leader_ends_without_waiting_for_a_result_and_tries_no_more() {
-    let cluster = Cluster::start(&[3], running()).await;
-    cluster.submit(&keyed()).await;
-    cluster.until_state(JOB, JobState::Running).await;
-    let tries = refuse_results(&cluster);
-    let shutdown = async {
-        until_tried(&tries, 2).await;
-        cluster.handle.control().shutdown();
-    };
-    let (answer, ()) = tokio::join!(cluster.request(ClientRequest::Cancel(JOB)), shutdown);
-    assert!(
-        matches!(answer, Err(RpcError::Closed { .. })),
-        "nobody says that it is cancelled: {answer:?}"
-    );
-    cluster.end().await;
-    let tried = tries.load(Ordering::SeqCst);
-    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-    assert_eq!(tries.load(Ordering::SeqCst), tried);
-}
-
-/// It has been replaced, before it asks who leads or while it writes, and has not noticed yet: its successor may run the job.
-#[tokio::test(start_paused = true)]
-async fn a_leader_that_was_replaced_ends_no_job() {
-    for is_late in [false, true] {
-        let cluster = Cluster::start(&[3], running()).await;
-        cluster.submit(&keyed()).await;
-        cluster.until_state(JOB, JobState::Running).await;
-        let store = cluster.stores.at("memory://ha");
-        let claim = |store: &MemoryStore| store.insert("epoch-2", &b"somebody"[..]);
-        if !is_late {
-            claim(&store);
-        }
-        let (mut failures, claimed) = (2, Arc::clone(&store));
-        store.faults(move |operation, key| match operation {
-            // An epoch that cannot be read is asked for again, and not taken for ours.
-            "get" if key == "epoch-2" && failures > 0 => {
-                failures -= 1;
-                Some(Fault::Fail)
-            }
-            "create" if key.ends_with("/result") => {
-                claim(&claimed);
-                None
-            }
-            _ => None,
-        });
-        let answer = cluster.request(ClientRequest::Cancel(JOB)).await;
-        assert!(matches!(answer, Err(RpcError::Closed { .. })), "{answer:?}");
-        let end = cluster.handle.join().await;
-        assert!(
-            matches!(&end, JobManagerEnd::Fenced(why) if why.contains("epoch 2 leads now")),
-            "{end:?}"
-        );
-        let result = store.read(&format!("jobs/{JOB}/result"));
-        assert_eq!(result.is_some(), is_late);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_history_of_ended_jobs_is_bounded_also_in_the_store() {
-    let cluster = Cluster::start(&[3], std::sync::Arc::new(|_| Behaviour::RunToTheEnd)).await;
-    for i in 0..HISTORY_MAX as u128 + 3 {
-        let mut graph = keyed();
-        graph.job = JobId(i);
-        cluster.submit(&graph).await;
-        cluster.until_state(graph.job, JobState::Finished).await;
-    }
-    let store = cluster.stores.at("memory://ha");
-    until("only those", async || {
-        (store.list("jobs/").await.unwrap().len() == 2 * HISTORY_MAX).then_some(())
-    })
-    .await;
-    let answer = cluster.request(ClientRequest::Status(JobId(0))).await;
-    assert_eq!(answer, Err(RpcError::JobNotFound(JobId(0))));
+    third.welcome(&left.task_managers);
+    let status = third.until_recovered(JOB, 1).await;
+    assert_eq!(status.recoveries[0].checkpoint, Some(CheckpointId(3)));
+    assert_eq!(status.recoveries[0].restored, (0, 6), "from the store");
 }
 
 #[tokio::test(start_paused = true)]
@@ -369,6 +229,39 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
     );
 }
 
+/// The first JobMaster's tasks end at once, those of the second do not: they have their own time to end in.
+#[tokio::test(start_paused = true)]
+async fn each_order_to_stop_has_its_own_time() {
+    let cluster = Cluster::start(&[3], running()).await;
+    cluster.submit(&keyed()).await;
+    cluster.until_state(JOB, JobState::Running).await;
+    cluster.coordinators.0.lock().unwrap().newest = 1;
+    let panic = async || {
+        let answer = cluster.inject(Injection::Actor {
+            actor: ActorAddress::JobMaster(JOB),
+            fault: ActorFault::Panic,
+        });
+        answer.await.unwrap();
+    };
+    let tm = &cluster.task_managers[0];
+    panic().await;
+    let timeout = std::time::Duration::from_secs(30) + STOP_MARGIN;
+    until("the next wave", async || {
+        let is_next = |a: &ExecutionAttemptId| a.attempt == Attempt(2);
+        tm.running().iter().all(is_next).then_some(())
+    })
+    .await;
+    tokio::time::sleep(timeout - std::time::Duration::from_secs(5)).await;
+    tm.state.lock().unwrap().is_stuck = true;
+    panic().await;
+    let closed = || tm.state.lock().unwrap().closed.clone();
+    tokio::time::sleep(timeout - std::time::Duration::from_secs(5)).await;
+    assert_eq!(closed(), None);
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    let why = closed().unwrap();
+    assert!(why.contains("6 former tasks did not end"), "{why}");
+}
+
 /// A TaskManager that was given up comes back with tasks that somebody else runs by now.
 #[tokio::test(start_paused = true)]
 async fn a_taskmanager_that_was_given_up_must_stop_its_tasks_before_it_gets_new_ones() {
@@ -423,97 +316,6 @@ async fn a_process_that_takes_over_a_name_replaces_its_predecessor() {
     );
     assert!(old.state.lock().unwrap().closed.is_some());
     assert_eq!(new.running().len(), 2);
-}
-
-/// Two of three attempts are used up under the first leader: under the second, one failure is left, and all is still told.
-#[tokio::test(start_paused = true)]
-async fn the_next_leader_knows_the_history_and_what_the_strategy_has_used_up() {
-    let first = Cluster::start(&[1, 1, 1], running()).await;
-    first.submit(&keyed()).await;
-    first.until_state(JOB, JobState::Running).await;
-    first.coordinators.0.lock().unwrap().newest = 3;
-    let fail = |cluster: &Cluster| {
-        let (tm, attempt) = cluster.running()[0].clone();
-        tm.fail(attempt, io("sink"));
-    };
-    for n in 1..=2 {
-        fail(&first);
-        first.until_recovered(JOB, n).await;
-    }
-    let stored = JobStore::new(first.stores.at("memory://ha"), LeaderEpoch(1));
-    let before = first.status(JOB).await;
-    until("the history is stored", async || {
-        let jobs = stored.recover().await.unwrap();
-        let Some(StoredJob::Open(_, past)) = jobs.into_values().next() else {
-            panic!("one open job");
-        };
-        (past.history?.recoveries == before.recoveries).then_some(())
-    })
-    .await;
-    let left = first.end().await;
-    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
-    second.welcome(&left.task_managers);
-    let status = second.until_recovered(JOB, 3).await;
-    assert_eq!(status.recoveries[..2], before.recoveries);
-    assert_eq!(status.recoveries[2].number, 3);
-    assert_eq!(status.summary.restarts, 2, "taking over is no restart");
-    fail(&second);
-    let status = second.until_recovered(JOB, 4).await;
-    assert!(status.recoveries[3].decision.contains("attempt 3 of 3"));
-    until("one object of the new leader's", async || {
-        let keys = second.stores.at("memory://ha").list("jobs/").await.unwrap();
-        let histories: Vec<_> = keys.iter().filter(|o| o.key.contains("history")).collect();
-        (histories.len() == 1 && histories[0].key.ends_with("history/2")).then_some(())
-    })
-    .await;
-    fail(&second);
-    let status = second.until_state(JOB, JobState::Failed).await;
-    assert_eq!(status.summary.restarts, 3);
-    assert_eq!(status.recoveries.len(), 5);
-}
-
-/// Quiet for longer than the strategy remembers, and only then another leader.
-#[tokio::test(start_paused = true)]
-async fn what_the_strategy_has_forgotten_stays_forgotten() {
-    let first = Cluster::start(&[1, 1, 1], running()).await;
-    first.submit(&keyed()).await;
-    first.until_state(JOB, JobState::Running).await;
-    let (tm, attempt) = first.running()[0].clone();
-    tm.fail(attempt, io("sink"));
-    first.until_recovered(JOB, 1).await;
-    tokio::time::sleep(2 * crate::restart::FIXED_DELAY_RESET).await;
-    let left = first.end().await;
-    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
-    second.welcome(&left.task_managers);
-    second.until_recovered(JOB, 2).await;
-    let (tm, attempt) = second.running()[0].clone();
-    tm.fail(attempt, io("sink"));
-    let status = second.until_recovered(JOB, 3).await;
-    let decision = &status.recoveries[2].decision;
-    assert!(decision.contains("attempt 1 of 3"), "{decision}");
-}
-
-/// Nothing waits for it: not a recovery while it cannot be written, and not the next leader while it cannot be read.
-#[tokio::test(start_paused = true)]
-async fn a_history_that_cannot_be_stored_or_read_costs_nothing_else() {
-    let first = Cluster::start(&[1, 1, 1], running()).await;
-    first.submit(&keyed()).await;
-    first.until_state(JOB, JobState::Running).await;
-    let store = first.stores.at("memory://ha");
-    let forever = std::time::Duration::from_secs(1_000_000);
-    store.faults(move |_, key| {
-        key.contains("history")
-            .then_some(crate::checkpoint::testing::Fault::Slow(forever))
-    });
-    let (tm, attempt) = first.running()[0].clone();
-    tm.fail(attempt, io("sink"));
-    first.until_recovered(JOB, 1).await;
-    store.insert(&format!("jobs/{JOB}/history/1"), &b"rubbish"[..]);
-    let left = first.end().await;
-    let mut second = Cluster::lead(2, left.stores, left.coordinators).await;
-    second.add(3, running());
-    let status = second.until_recovered(JOB, 1).await;
-    assert_eq!(status.recoveries.len(), 1, "only that of the second leader");
 }
 
 /// A TaskManager whose task ignored its cancellation lives on with a slot less: the job's slot there is gone, and taken elsewhere.
@@ -678,27 +480,4 @@ async fn with_the_real_coordinator_a_job_recovers_moves_to_the_next_leader_and_s
     let tm = third.add(3, running());
     third.until_state(JOB, JobState::Finished).await;
     assert_eq!(tm.running(), []);
-}
-
-/// The result and the history are lost with the leader's store, the job's last record is not (simulator seed 18803): it was no internal error.
-#[tokio::test(start_paused = true)]
-async fn a_leader_that_finds_only_the_last_record_tells_by_what_the_job_failed() {
-    let refused = io("sink refused");
-    let behaviour = Behaviour::FailRunning(refused.clone());
-    let mut first = Cluster::lead_for_real(1, std::sync::Arc::default()).await;
-    first.add(3, std::sync::Arc::new(move |_| behaviour.clone()));
-    first.submit(&keyed()).await;
-    let failure = first.until_state(JOB, JobState::Failed).await.failure;
-    let failure = failure.unwrap();
-    assert_eq!(failure.kind, refused);
-    let stores = first.end().await.stores;
-    let store = stores.at("memory://ha");
-    for key in store.keys() {
-        if key.starts_with(&format!("jobs/{JOB}/")) && !key.ends_with("/graph") {
-            store.remove(&key);
-        }
-    }
-    let second = Cluster::lead_for_real(2, stores).await;
-    let told = second.until_state(JOB, JobState::Failed).await.failure;
-    assert_eq!(told.unwrap().to_string(), failure.to_string());
 }
