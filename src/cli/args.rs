@@ -14,10 +14,10 @@ const COMMON: &str = "Common options";
     name = "perennial",
     version,
     about,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 cluster not reachable, 4 wrong configuration, 5 another JobManager leads, 6 a task could not be stopped."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 cluster not reachable or no answer, 4 wrong configuration or another cluster's secret, 5 another JobManager leads, 6 a task could not be stopped."
 )]
 pub(crate) struct Cli {
-    /// Configuration file (YAML, flat or nested keys); without it the defaults are in force
+    /// Configuration file (YAML, flat or nested keys), over the profile and under the environment and -D
     #[arg(long, short = 'c', global = true, help_heading = COMMON, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Built-in settings to begin with: development, staging or production
@@ -94,7 +94,7 @@ pub(crate) enum Command {
         /// Id of the job, its first digits, or its name
         job: String,
     },
-    /// Looks at configuration
+    /// Checks or shows the configuration
     Config(ConfigArgs),
 }
 
@@ -120,8 +120,8 @@ pub(crate) struct RunArgs {
     /// Default parallelism of operators
     #[arg(long, short = 'p', value_name = "N")]
     pub(crate) parallelism: Option<u32>,
-    /// Snapshot to begin from (URI of a savepoint or retained checkpoint)
-    #[arg(long, short = 's', value_name = "PATH", value_parser = parse_directory)]
+    /// Savepoint or retained checkpoint to start from
+    #[arg(long, short = 's', value_name = "URI", value_parser = parse_directory)]
     pub(crate) from_savepoint: Option<String>,
     /// Drops state that no operator takes, instead of refusing
     #[arg(long, requires = "from_savepoint")]

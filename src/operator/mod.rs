@@ -437,6 +437,10 @@ pub trait Head: Lifecycle {
     fn announce(&mut self, barrier: CheckpointBarrier);
     /// A snapshot was aborted: alignment on it ends.
     fn abandon(&mut self, checkpoint: CheckpointId);
+    /// Whether channels are blocked until a barrier has come through all: that nothing comes is then no sign of an idle stream.
+    fn is_aligning(&self) -> bool {
+        false
+    }
     /// The input shall end here (stop with drain); for inputs from other tasks nothing happens.
     fn drain(&mut self);
     /// Records may come: the first credit is granted.

@@ -104,7 +104,7 @@ impl<O: Operator> Node<O> {
         signal: Signal,
         cx: &mut TaskContext<'_>,
     ) -> Result<SignalResult, OperatorError> {
-        if self.is_finished && is_event_time_end(signal) {
+        if self.is_finished && is_over_after_end(signal) {
             return Ok(SignalResult::Forward(signal));
         }
         cx.place.operator = Some(self.index);
@@ -232,14 +232,15 @@ impl<O: Operator> Lifecycle for Node<O> {
             .sides
             .iter()
             .filter_map(|s| s.output_ref().next_wakeup(cx));
-        sides
-            .chain(self.operator.next_wakeup(cx))
-            .chain(self.output.next_wakeup(cx))
-            .min()
+        let own = match self.is_finished {
+            true => None,
+            false => self.operator.next_wakeup(cx),
+        };
+        sides.chain(own).chain(self.output.next_wakeup(cx)).min()
     }
 
     fn is_timer_due(&self, cx: &TaskContext<'_>, wall_ms: Timestamp) -> bool {
-        self.operator.is_timer_due(cx, wall_ms)
+        (!self.is_finished && self.operator.is_timer_due(cx, wall_ms))
             || self.output.is_timer_due(cx, wall_ms)
             || self
                 .emitted
@@ -377,11 +378,12 @@ impl<O: Operator> Lifecycle for Node<O> {
     }
 }
 
-/// An operator that had handled the end of its input before the snapshot does not handle it again.
-fn is_event_time_end(signal: Signal) -> bool {
+/// An operator that has handled the end of its input, in this attempt or before its snapshot, does not handle it again,
+/// and its clock stands still: nothing follows the end.
+fn is_over_after_end(signal: Signal) -> bool {
     matches!(
         signal,
-        Signal::EndOfInput | Signal::Watermark(MAX_WATERMARK)
+        Signal::EndOfInput | Signal::Watermark(MAX_WATERMARK) | Signal::ProcessingTime(_)
     )
 }
 

@@ -227,6 +227,8 @@ impl<T: Record> Lifecycle for SinkNode<T> {
         self.lists
             .get_mut(list)
             .retain(|c| c.checkpoint > checkpoint);
+        // Bounded: nothing asks for older ones than the last completed.
+        self.taken = self.taken.split_off(&checkpoint);
         Ok(())
     }
 

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perennial_actors::clock::Instant;
-use perennial_actors::model::{
-    CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind, TaskRestore,
-};
+use perennial_actors::model::{CheckpointBarrier, CheckpointId, FailureKind, SnapshotKind};
 
 use super::{
     BATCH_RECORDS_MAX, Flow, Flush, Head, HeadPoll, Leftover, Lifecycle, Located,
@@ -230,9 +228,8 @@ impl<T: Record> Lifecycle for SourceHead<T> {
         let subtask = cx.task.attempt.subtask.0 as usize;
         let parallelism = cx.task.parallelism as usize;
         let restored = &mut cx.restored[self.index];
-        // After a drain there may be input left, but the job's event time is at its end. Another job that begins from such a savepoint reads
-        // on, as in Flink.
-        if restored.is_finished && restored.checkpoint != Some(TaskRestore::OF_ANOTHER_JOB) {
+        // After a drain there may be input left, but the job's event time is at its end.
+        if restored.is_finished {
             self.stage = Stage::SendMaxWatermark;
         }
         let splits = if restored.is_restored {

@@ -543,3 +543,6 @@ impl<Q: EntryKey, C: Cell, I: Index<Q, C::Content>> LoggedTable<Q, C, I> {
 
 /// Tombstones that are forgotten between two looks at the clock.
 const FORGET_TOMBSTONES_MAX: usize = 512;
+
+#[cfg(test)]
+mod tests;

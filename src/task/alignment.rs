@@ -74,6 +74,11 @@ impl Aligner {
         }
     }
 
+    /// Whether channels are blocked.
+    pub(crate) fn is_blocking(&self) -> bool {
+        self.blocking == Blocking::Aligned && !self.pending.is_empty()
+    }
+
     /// A channel delivered a barrier.
     pub(crate) fn barrier(&mut self, channel: usize, barrier: CheckpointBarrier) -> Alignment {
         let checkpoint = barrier.checkpoint;

@@ -201,6 +201,10 @@ impl<T: Record> Head for InputHead<T> {
         self.align(None, alignment, None);
     }
 
+    fn is_aligning(&self) -> bool {
+        self.aligner.is_blocking()
+    }
+
     fn abandon(&mut self, checkpoint: CheckpointId) {
         if self.aligner.abandon(checkpoint) {
             self.gate.unblock_all();

@@ -12,6 +12,7 @@ use perennial_actors::model::{
     OperatorState, SubtaskIndex, TaskRestore,
 };
 
+use crate::batch::MAX_WATERMARK;
 use crate::operator::{
     LoadedSegment, NamedList, RestoredOperator, decode_lists, redistribute, union,
 };
@@ -96,18 +97,22 @@ impl Reader<'_> {
             Keyed::Inherited => Vec::new(),
             Keyed::Load => self.segments(state, range).await?,
         };
+        let watermark = match own {
+            Some(own) => own.watermark,
+            // After a rescale no subtask may be ahead of any whose keys it got.
+            None => state.subtasks.iter().map(|s| s.watermark).min().flatten(),
+        };
+        let is_finished = match own {
+            Some(own) => own.is_finished,
+            None => !state.subtasks.is_empty() && state.subtasks.iter().all(|s| s.is_finished),
+        };
+        // The end that another job came to, by a drain, is not this one's: its sources read on, as in Flink.
+        let is_own = self.restore.checkpoint != TaskRestore::OF_ANOTHER_JOB;
         Ok(RestoredOperator {
             is_restored: true,
             checkpoint: Some(self.restore.checkpoint),
-            watermark: match own {
-                Some(own) => own.watermark,
-                // After a rescale no subtask may be ahead of any whose keys it got.
-                None => state.subtasks.iter().map(|s| s.watermark).min().flatten(),
-            },
-            is_finished: match own {
-                Some(own) => own.is_finished,
-                None => !state.subtasks.is_empty() && state.subtasks.iter().all(|s| s.is_finished),
-            },
+            watermark: watermark.filter(|watermark| is_own || *watermark < MAX_WATERMARK),
+            is_finished: is_own && is_finished,
             everyones: union(&lists),
             lists: redistribute(&lists, subtask.0 as usize, parallelism as usize),
             segments,
@@ -275,6 +280,69 @@ impl Reader<'_> {
                 .object(data)
                 .map_or_else(|| "_metadata".to_owned(), |o| o.key.clone()),
             message,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_actors::entropy::Entropy;
+    use perennial_actors::model::{CheckpointId, SubtaskState};
+    use perennial_config::Settings;
+
+    use super::*;
+    use crate::storage::Stores;
+
+    /// The sources of the other job read on: with event time at its end, all that they read would be late.
+    #[tokio::test]
+    async fn the_end_that_another_job_was_drained_to_is_not_this_ones() {
+        let stores = Stores::new(Settings::default().cluster.s3, Entropy::seeded(1));
+        let drained = |subtask| SubtaskState {
+            subtask: SubtaskIndex(subtask),
+            watermark: Some(MAX_WATERMARK),
+            is_finished: true,
+            operator_state: None,
+            operator_state_crc32c: 0,
+            positions: Vec::new(),
+        };
+        let id = OperatorId(1);
+        let operator = OperatorState {
+            id,
+            uid: "window".to_owned(),
+            parallelism: 2,
+            max_parallelism: 8,
+            states: Vec::new(),
+            keyed: Vec::new(),
+            subtasks: vec![drained(0), drained(1)],
+            coordinator: None,
+        };
+        for (checkpoint, expected) in [
+            (CheckpointId(3), (Some(MAX_WATERMARK), true)),
+            (TaskRestore::OF_ANOTHER_JOB, (None, false)),
+        ] {
+            for parallelism in [1, 2] {
+                let restore = TaskRestore {
+                    checkpoint,
+                    may_inherit: false,
+                    directory: "memory://restore/".to_owned(),
+                    operators: vec![operator.clone()],
+                    objects: Vec::new(),
+                    allow_non_restored_state: false,
+                };
+                let subtask = SubtaskIndex(0);
+                let range = KeyGroupRange::of(subtask, parallelism, 8);
+                let restored = fetch(
+                    &stores,
+                    &restore,
+                    std::slice::from_ref(&id),
+                    subtask,
+                    parallelism,
+                    range,
+                    Keyed::Load,
+                );
+                let restored = restored.await.unwrap().remove(0);
+                assert_eq!((restored.watermark, restored.is_finished), expected);
+            }
         }
     }
 }

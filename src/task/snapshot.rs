@@ -11,7 +11,7 @@ use perennial_actors::checkpoint::StoreFactory;
 use perennial_actors::fault::{FaultPlace, FaultPoints, FaultSite};
 use perennial_actors::model::message::CheckpointPlan;
 use perennial_actors::model::{
-    CheckpointBarrier, CheckpointId, ExecutionAttemptId, InstanceId, JobId,
+    Attempt, CheckpointBarrier, CheckpointId, ExecutionAttemptId, InstanceId, JobId, LeaderEpoch,
 };
 use perennial_actors::{CheckpointReply, DeclinedCheckpoint};
 use tokio::runtime::Handle;
@@ -43,6 +43,14 @@ type Key = (JobId, CheckpointId);
 /// A subtask's part, or why there is none.
 type Part = Result<SubtaskSnapshot, String>;
 
+/// When an attempt was deployed. A later leader, or a coordinator that took the place of a broken one, hands out again the numbers that its
+/// predecessor left undecided: it does so to attempts of a later wave.
+type Wave = (LeaderEpoch, Attempt);
+
+fn wave(attempt: &ExecutionAttemptId) -> Wave {
+    (attempt.epoch, attempt.attempt)
+}
+
 /// Checkpoints of one job whose parts may wait for their plan. A barrier can overtake the plan, which comes over another connection;
 /// more than the few that a coordinator has under way are left over from somewhere and go, the oldest first.
 const EARLY_CHECKPOINTS_MAX: usize = 8;
@@ -60,25 +68,40 @@ struct Collecting {
     collectors: BTreeMap<Key, Collector>,
     /// Parts that came before their plan.
     early: BTreeMap<Key, BTreeMap<ExecutionAttemptId, Part>>,
-    /// The highest number of each job that was planned or aborted. Plans come in order: only for a higher one may a plan still come.
-    highest: BTreeMap<JobId, CheckpointId>,
+    /// The latest wave of each job that a plan was for, and the highest number that was planned or aborted since. Plans come in order: only
+    /// for a higher one, or to a later wave, may a plan still come.
+    reached: BTreeMap<JobId, (Wave, CheckpointId)>,
     /// Being written; true when aborted meanwhile.
     writing: BTreeMap<Key, bool>,
 }
 
 impl Collecting {
-    fn reach(&mut self, (job, checkpoint): Key) {
-        let highest = self.highest.entry(job).or_insert(checkpoint);
-        *highest = checkpoint.max(*highest);
-        let highest = *highest;
-        self.early
-            .retain(|(owner, number), _| *owner != job || *number > highest);
+    /// A plan for a wave, or an abort, which is for the wave of the parts that are there.
+    fn reach(&mut self, (job, checkpoint): Key, planned: Option<Wave>) {
+        const NONE: Wave = (LeaderEpoch(0), Attempt(0));
+        let early = self.early.get(&(job, checkpoint));
+        let planned = planned.or_else(|| early?.keys().map(wave).max());
+        let reached = self
+            .reached
+            .entry(job)
+            .or_insert((planned.unwrap_or(NONE), checkpoint));
+        match planned {
+            Some(planned) if planned > reached.0 => *reached = (planned, checkpoint),
+            Some(_) | None => reached.1 = reached.1.max(checkpoint),
+        }
+        let (latest, highest) = *reached;
+        self.early.retain(|(owner, number), parts| {
+            if *owner == job && *number <= highest {
+                parts.retain(|attempt, _| wave(attempt) > latest);
+            }
+            !parts.is_empty()
+        });
     }
 
-    fn is_early(&self, (job, checkpoint): Key) -> bool {
-        self.highest
+    fn is_early(&self, (job, checkpoint): Key, attempt: ExecutionAttemptId) -> bool {
+        self.reached
             .get(&job)
-            .is_none_or(|highest| checkpoint > *highest)
+            .is_none_or(|(latest, highest)| checkpoint > *highest || wave(&attempt) > *latest)
     }
 
     fn hold(&mut self, key: Key, attempt: ExecutionAttemptId, part: Part) {
@@ -121,12 +144,14 @@ impl SnapshotWriter {
     pub(crate) fn plan(&self, plan: CheckpointPlan, reply: CheckpointReply) {
         let key = (plan.job, plan.barrier.checkpoint);
         let mut collecting = lock(&self.collecting);
-        // What a former leader began is nobody's any more.
+        let latest = |plan: &CheckpointPlan| plan.attempts.iter().map(wave).max();
+        let planned = latest(&plan);
+        // What a former leader or a coordinator that broke began is nobody's any more.
         collecting
             .collectors
-            .retain(|(job, _), other| *job != key.0 || other.plan.epoch >= plan.epoch);
+            .retain(|(job, _), other| *job != key.0 || latest(&other.plan) >= planned);
         let early = collecting.early.remove(&key).unwrap_or_default();
-        collecting.reach(key);
+        collecting.reach(key, planned);
         let collector = Collector {
             plan,
             parts: BTreeMap::new(),
@@ -144,7 +169,7 @@ impl SnapshotWriter {
         let key = (job, checkpoint);
         let mut collecting = lock(&self.collecting);
         collecting.collectors.remove(&key);
-        collecting.reach(key);
+        collecting.reach(key, None);
         if let Some(is_aborted) = collecting.writing.get_mut(&key) {
             *is_aborted = true;
         }
@@ -155,13 +180,13 @@ impl SnapshotWriter {
         let mut collecting = lock(&self.collecting);
         collecting.collectors.retain(|(owner, _), _| *owner != job);
         collecting.early.retain(|(owner, _), _| *owner != job);
-        collecting.highest.remove(&job);
+        collecting.reached.remove(&job);
     }
 
     fn take(&self, key: Key, attempt: ExecutionAttemptId, part: Part) {
         let mut collecting = lock(&self.collecting);
         let Some(collector) = collecting.collectors.get_mut(&key) else {
-            if collecting.is_early(key) {
+            if collecting.is_early(key, attempt) {
                 collecting.hold(key, attempt, part);
             }
             // Else the checkpoint was aborted, or declined by another subtask.
@@ -256,7 +281,7 @@ mod tests {
     use perennial_actors::entropy::Entropy;
     use perennial_actors::model::message::CheckpointAck;
     use perennial_actors::model::{
-        Attempt, KeyGroupRange, LeaderEpoch, OperatorId, SnapshotKind, SubtaskIndex, VertexId,
+        KeyGroupRange, OperatorId, SnapshotKind, SubtaskIndex, VertexId,
     };
     use perennial_config::Settings;
     use tokio::sync::mpsc;
@@ -368,7 +393,28 @@ mod tests {
         assert!(ack.subtasks.iter().all(|s| s.alignment_us == 250));
     }
 
-    /// As the one above, for a subtask that cannot deliver.
+    /// A leader left numbers up to 9 undecided; its successor begins at 3.
+    #[tokio::test]
+    async fn a_part_overtakes_its_plan_under_the_next_leader_too() {
+        let (writer, _) = writer();
+        let (first, _answers) = reply();
+        writer.plan(plan(9, 1, &[attempt(0, 1)]), first);
+        let next = ExecutionAttemptId {
+            epoch: LeaderEpoch(2),
+            ..attempt(0, 1)
+        };
+        writer.deliver(part(next, 3));
+        writer.abort(JobId(7), CheckpointId(9));
+        let (second, mut answers) = reply();
+        writer.plan(plan(3, 2, &[next]), second);
+        let ack = answers.recv().await.unwrap().unwrap();
+        assert_eq!(ack.subtasks[0].attempt, next);
+        writer.deliver(part(attempt(0, 1), 4));
+        writer.abort(JobId(7), CheckpointId(4));
+        assert!(lock(&writer.collecting).early.is_empty());
+    }
+
+    /// As the one before the last, for a subtask that cannot deliver.
     #[tokio::test]
     async fn a_refusal_that_overtakes_its_plan_declines() {
         let (writer, _) = writer();
@@ -393,9 +439,12 @@ mod tests {
         let (first, mut first_answers) = reply();
         writer.plan(plan(100, 1, &[attempt(0, 1)]), first);
         let (second, _answers) = reply();
-        writer.plan(plan(101, 2, &[attempt(0, 2)]), second);
+        writer.plan(plan(101, 1, &[attempt(0, 2)]), second);
         assert_eq!(lock(&writer.collecting).collectors.len(), 1);
-        assert!(first_answers.recv().await.is_none(), "of a former leader");
+        assert!(
+            first_answers.recv().await.is_none(),
+            "of a coordinator that broke"
+        );
         writer.release(JobId(7));
         assert!(lock(&writer.collecting).collectors.is_empty());
     }

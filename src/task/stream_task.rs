@@ -307,6 +307,9 @@ impl StreamTask {
                 Ok(Step::Progress)
             }
             HeadPoll::Nothing { until } => {
+                if self.head.is_aligning() {
+                    self.held_since.get_or_insert(now);
+                }
                 self.head.flush(Flush::All, &mut cx)?;
                 let wakeup = self.head.next_wakeup(&cx);
                 self.waiting = Waiting::Input;

@@ -67,23 +67,20 @@ impl Valve {
 
     fn advance(&mut self) -> Advance {
         let mut advance = Advance::default();
-        let active = self
+        // Who has ended holds nobody back, and does not speak for those that go on (in Flink it does: FLINK-38477).
+        let going = self
             .channels
             .iter()
-            .filter(|c| c.status == StreamStatus::Active);
-        let status = match active.clone().next() {
-            Some(_) => StreamStatus::Active,
-            None => StreamStatus::Idle,
+            .filter(|c| c.watermark < Timestamp::MAX);
+        let active = going.clone().filter(|c| c.status == StreamStatus::Active);
+        let status = match (going.clone().next(), active.clone().next()) {
+            (Some(_), None) => StreamStatus::Idle,
+            (Some(_), Some(_)) | (None, _) => StreamStatus::Active,
         };
         // When all are idle, event time has come as far as the furthest of them (as in Flink's StatusWatermarkValve).
         let watermark = match active.map(|c| c.watermark).min() {
             Some(watermark) => watermark,
-            None => self
-                .channels
-                .iter()
-                .map(|c| c.watermark)
-                .max()
-                .unwrap_or(Timestamp::MIN),
+            None => going.map(|c| c.watermark).max().unwrap_or(Timestamp::MAX),
         };
         if watermark > self.emitted {
             self.emitted = watermark;
@@ -118,7 +115,32 @@ mod tests {
             (back.status, back.watermark),
             (Some(StreamStatus::Active), None)
         );
-        assert_eq!(valve.ended(1).watermark, Some(Timestamp::MAX));
+        assert_eq!(valve.ended(1).watermark, None, "the other goes on");
+        assert_eq!(valve.ended(0).watermark, Some(Timestamp::MAX));
+    }
+
+    /// Windows would close for good, and what comes when the idle one wakes would be late.
+    #[test]
+    fn who_has_ended_does_not_speak_for_who_is_idle() {
+        for is_idle_first in [false, true] {
+            let mut valve = Valve::new(2);
+            valve.watermark(0, 4);
+            valve.watermark(1, 10);
+            let mut told = Vec::new();
+            for idle in [is_idle_first, !is_idle_first] {
+                told.push(match idle {
+                    true => valve.status(0, StreamStatus::Idle),
+                    false => valve.ended(1),
+                });
+            }
+            let most = told.iter().filter_map(|t| t.watermark).max();
+            assert!(most.is_none_or(|most| most <= 10), "{told:?}");
+            assert_eq!(told[1].status, Some(StreamStatus::Idle));
+            let awake = valve.status(0, StreamStatus::Active);
+            assert_eq!(awake.status, Some(StreamStatus::Active));
+            assert_eq!(valve.watermark(0, 12).watermark, Some(12));
+            assert_eq!(valve.ended(0).watermark, Some(Timestamp::MAX));
+        }
     }
 
     /// What is idle or has ended is not behind, and nothing is beside what has no event time.

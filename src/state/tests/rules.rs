@@ -416,3 +416,73 @@ fn reading_ahead_changes_nothing_and_takes_any_hash() {
     assert_eq!(b.current_key(), Some(&1));
     assert_eq!(count.get(&mut b).unwrap(), Some(1));
 }
+
+/// Where nobody may go back to, nothing is logged.
+#[test]
+fn values_are_not_logged_after_the_only_checkpoint_is_aborted() {
+    let mut b = backend(LIMITS);
+    let count = b.value_state::<u64, ()>("count").unwrap();
+    let fill = |b: &mut KeyedBackend<u64>, value| {
+        for k in 0..100 {
+            use_key(b, k);
+            count.set(b, value).unwrap();
+        }
+    };
+    fill(&mut b, 1);
+    barrier(&mut b, 1, None);
+    b.abort(CheckpointId(1));
+    while !matches!(
+        b.capture(Duration::from_secs(1)).unwrap(),
+        CaptureProgress::Idle
+    ) {}
+    fill(&mut b, 2);
+    assert_eq!(b.figures().log_bytes, 0);
+}
+
+/// States are registered already: a whole segment takes the place of everything, a delta that of what it names.
+#[test]
+fn what_is_loaded_over_what_is_there_leaves_nothing_of_it() {
+    use perennial_actors::model::SegmentKind::{Delta, Full};
+
+    let states = |b: &mut KeyedBackend<u64>| {
+        let map = b.map_state::<u64, u64, ()>("map").unwrap();
+        (map, b.timers::<()>("timers").unwrap())
+    };
+    let mut source = backend(LIMITS);
+    let (map, timers) = states(&mut source);
+    let time = TimeDomain::EventTime;
+    let set = |b: &mut KeyedBackend<u64>, key: u64| {
+        use_key(b, key);
+        map.insert(b, &key, key).unwrap();
+        timers.register(b, time, key as i64 * 10, &()).unwrap();
+    };
+    set(&mut source, 1);
+    set(&mut source, 2);
+    barrier(&mut source, 1, None);
+    let both = finish(&mut source);
+    source.confirm(CheckpointId(1));
+    use_key(&mut source, 1);
+    map.remove(&mut source, &1).unwrap();
+    timers.delete(&mut source, time, 10, &()).unwrap();
+    barrier(&mut source, 2, Some(1));
+    let without_first = finish(&mut source);
+    let mut second = backend(LIMITS);
+    states(&mut second);
+    set(&mut second, 2);
+    barrier(&mut second, 1, None);
+    let second = finish(&mut second);
+    assert_eq!((second.kind, without_first.kind), (Full, Delta));
+    for next in [&second, &without_first] {
+        let mut b = backend(LIMITS);
+        states(&mut b);
+        load(&mut b, &both).unwrap();
+        assert_eq!(b.next_timer(time), Some(10));
+        load(&mut b, next).unwrap();
+        assert_eq!(b.next_timer(time), Some(20));
+        for (key, expected) in [(1, vec![]), (2, vec![2])] {
+            use_key(&mut b, key);
+            assert_eq!(map.is_empty(&mut b).unwrap(), expected.is_empty());
+            assert_eq!(map.keys(&mut b).unwrap(), expected);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Tests of whole chains, stepped by hand: no thread, no cluster, time as the test says.
 
 mod ending;
+mod event_time;
 mod position;
 mod step;
 mod waker;
@@ -25,7 +26,9 @@ use super::driver::catch;
 use super::snapshot::{SnapshotSink, SubtaskSnapshot};
 use super::stream_task::{Step, StreamTask, TaskServices, TaskState};
 use super::{Blocking, InputHead};
-use crate::batch::Record;
+use crate::batch::{Batch, Record, StreamElement, Timestamp};
+use crate::connector::{Source, SourceReader, SourceSplit, SourceStatus, SubtaskContext};
+use crate::error::FunctionResult;
 use crate::exchange::{Exchange, ExchangeOptions, InputGate, OutputChannel, SerdeCodec, TaskWaker};
 use crate::operator::{
     Chained, Head, Node, Operator, Output, PartitionWriter, Partitioner, Place, RestoredOperator,
@@ -315,4 +318,72 @@ impl Channels {
 
 pub(super) fn input<T: Record>(gate: InputGate<T>, chain: Box<dyn Chained<T>>) -> Box<dyn Head> {
     Box::new(InputHead::new(gate, chain, Blocking::Aligned))
+}
+
+/// Has one reader, and nothing to remember.
+pub(super) struct OneReader<R>(pub(super) R);
+
+impl<R: SourceReader<u64> + Clone + Sync + 'static> Source for OneReader<R> {
+    type Item = u64;
+    fn splits(&self, _: u32) -> FunctionResult<Vec<SourceSplit>> {
+        Ok(Vec::new())
+    }
+    fn reader(
+        &self,
+        _: &SubtaskContext,
+        _: Vec<SourceSplit>,
+    ) -> FunctionResult<Box<dyn SourceReader<u64>>> {
+        Ok(Box::new(self.0.clone()))
+    }
+}
+
+/// Emits what it is given, then waits for more.
+#[derive(Clone)]
+pub(super) struct Fed(pub(super) Arc<Mutex<Vec<u64>>>);
+
+impl SourceReader<u64> for Fed {
+    fn poll(
+        &mut self,
+        out: &mut Batch<u64>,
+        max: usize,
+        _: Instant,
+    ) -> FunctionResult<SourceStatus> {
+        let mut fed = self.0.lock().unwrap();
+        let count = fed.len().min(max);
+        for n in fed.drain(..count) {
+            out.push(n, Some(n as i64));
+        }
+        Ok(if out.is_empty() {
+            SourceStatus::Waiting { until: None }
+        } else {
+            SourceStatus::More
+        })
+    }
+    fn snapshot(&self) -> Vec<SourceSplit> {
+        Vec::new()
+    }
+    fn position(&self, _: usize) -> Option<(String, u64)> {
+        None
+    }
+}
+
+pub(super) fn take<T: Record>(gate: &mut InputGate<T>) -> Vec<StreamElement<T>> {
+    std::iter::from_fn(|| gate.poll().unwrap().map(|(_, element)| element)).collect()
+}
+
+pub(super) fn records<T: Record>(gate: &mut InputGate<T>) -> Vec<T> {
+    take(gate)
+        .into_iter()
+        .flat_map(|element| match element {
+            StreamElement::Batch(batch) => batch.values,
+            _ => Vec::new(),
+        })
+        .collect()
+}
+
+pub(super) fn timed(values: &[u64], timestamps: &[Timestamp]) -> StreamElement<u64> {
+    StreamElement::Batch(Batch {
+        values: values.to_vec(),
+        timestamps: timestamps.to_vec(),
+    })
 }

@@ -3,82 +3,20 @@
 use std::sync::OnceLock;
 
 use perennial_actors::TaskControl;
-use perennial_actors::model::{CheckpointId, FailureKind, TaskRestore};
+use perennial_actors::model::{CheckpointId, FailureKind};
 
 use super::*;
-use crate::batch::{Batch, MAX_WATERMARK, StreamElement, StreamStatus, Timestamp};
+use crate::batch::{Batch, MAX_WATERMARK, StreamElement};
 use crate::connector::{
-    BlackholeSink, CollectSink, GeneratorContext, GeneratorSource, Source, SourceReader,
-    SourceSplit, SourceStatus, SubtaskContext,
+    BlackholeSink, CollectSink, GeneratorContext, GeneratorSource, SourceReader, SourceSplit,
+    SourceStatus,
 };
 use crate::error::FunctionResult;
 use crate::operator::{
     ByKey, FlatMapOperator, Forward, KeyedProcess, KeyedProcessFunction, MapOperator, NamedList,
     OUTPUT_OF_ONE_CALL_MAX, OutputTag, ProcessContext, Redistribution, SideOutput,
-    WatermarkOperator, WatermarkStrategy,
 };
 use crate::state::TimeDomain;
-
-/// Has one reader, and nothing to remember.
-struct OneReader<R>(R);
-
-impl<R: SourceReader<u64> + Clone + Sync + 'static> Source for OneReader<R> {
-    type Item = u64;
-    fn splits(&self, _: u32) -> FunctionResult<Vec<SourceSplit>> {
-        Ok(Vec::new())
-    }
-    fn reader(
-        &self,
-        _: &SubtaskContext,
-        _: Vec<SourceSplit>,
-    ) -> FunctionResult<Box<dyn SourceReader<u64>>> {
-        Ok(Box::new(self.0.clone()))
-    }
-}
-
-/// Emits what it is given, then waits for more.
-#[derive(Clone)]
-struct Fed(Arc<Mutex<Vec<u64>>>);
-
-impl SourceReader<u64> for Fed {
-    fn poll(
-        &mut self,
-        out: &mut Batch<u64>,
-        max: usize,
-        _: Instant,
-    ) -> FunctionResult<SourceStatus> {
-        let mut fed = self.0.lock().unwrap();
-        let count = fed.len().min(max);
-        for n in fed.drain(..count) {
-            out.push(n, Some(n as i64));
-        }
-        Ok(if out.is_empty() {
-            SourceStatus::Waiting { until: None }
-        } else {
-            SourceStatus::More
-        })
-    }
-    fn snapshot(&self) -> Vec<SourceSplit> {
-        Vec::new()
-    }
-    fn position(&self, _: usize) -> Option<(String, u64)> {
-        None
-    }
-}
-
-fn take<T: Record>(gate: &mut InputGate<T>) -> Vec<StreamElement<T>> {
-    std::iter::from_fn(|| gate.poll().unwrap().map(|(_, element)| element)).collect()
-}
-
-fn records<T: Record>(gate: &mut InputGate<T>) -> Vec<T> {
-    take(gate)
-        .into_iter()
-        .flat_map(|element| match element {
-            StreamElement::Batch(batch) => batch.values,
-            _ => Vec::new(),
-        })
-        .collect()
-}
 
 /// Memory of batches is not allocated for each: what a consumer has emptied goes back to the producer, through operators and channels.
 #[tokio::test]
@@ -326,84 +264,6 @@ fn what_many_calls_emit_to_a_side_output_is_handed_on_in_between() {
     );
 }
 
-/// Nothing was asked of the source while the channel was blocked, so nothing says that it is idle.
-#[tokio::test(start_paused = true)]
-async fn a_stream_is_not_idle_because_its_task_is_held_up() {
-    let idleness = Duration::from_secs(1);
-    let channels = Channels::new().await;
-    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-    // As many batches as the channel holds, and one that waits behind them.
-    let fed = Fed(Arc::new(Mutex::new((0..9 * 1024).collect())));
-    let strategy = WatermarkStrategy::monotonous().with_idleness(idleness);
-    let chain = node(1, WatermarkOperator::new(strategy), vec![writer]);
-    let mut bench = Bench::new(source(OneReader(fed.clone()), vec![chain]), 2);
-    assert!(matches!(bench.run(), Step::Wait { until: None }));
-    tokio::time::advance(idleness * 3).await;
-    bench.now = Instant::now();
-    let mut seen = Vec::new();
-    for _ in 0..100 {
-        bench.run();
-        seen.extend(take(&mut gates[0]));
-    }
-    assert!(!seen.contains(&StreamElement::Status(StreamStatus::Idle)));
-    // From here on it is asked.
-    let Step::Wait { until: Some(until) } = bench.run() else {
-        panic!("it is to be looked at again");
-    };
-    assert!(until > bench.now && until <= bench.now + idleness);
-    tokio::time::advance(idleness).await;
-    bench.now = Instant::now();
-    bench.run();
-    assert_eq!(
-        take(&mut gates[0]),
-        [StreamElement::Status(StreamStatus::Idle)]
-    );
-    fed.0.lock().unwrap().push(20_000);
-    bench.run();
-    let expected = [
-        StreamElement::Status(StreamStatus::Active),
-        timed(&[20_000], &[20_000]),
-        StreamElement::Watermark(19_999),
-    ];
-    assert_eq!(take(&mut gates[0]), expected, "awake before the record");
-}
-
-fn timed(values: &[u64], timestamps: &[Timestamp]) -> StreamElement<u64> {
-    StreamElement::Batch(Batch {
-        values: values.to_vec(),
-        timestamps: timestamps.to_vec(),
-    })
-}
-
-/// By the strategy, which is told what the source said, and with a watermark right behind what moves event time on.
-#[tokio::test]
-async fn records_have_the_event_times_that_the_strategy_assigns() {
-    let channels = Channels::new().await;
-    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-    let fed = Fed(Arc::new(Mutex::new(Vec::new())));
-    let strategy = WatermarkStrategy::monotonous().with_timestamps(|n: &u64, given| match n {
-        0 => Timestamp::MIN,
-        _ => given.map_or(0, |time| 1000 + 2 * time),
-    });
-    let chain = node(1, WatermarkOperator::new(strategy), vec![writer]);
-    let mut bench = Bench::new(source(OneReader(fed.clone()), vec![chain]), 2);
-    for (values, times, watermark) in [
-        (vec![0], vec![Timestamp::MIN], None),
-        (vec![5, 3], vec![1010, 1006], Some(1009)),
-        (vec![4, 0], vec![1008, Timestamp::MIN], None),
-        (vec![7], vec![1014], Some(1013)),
-    ] {
-        fed.0.lock().unwrap().extend(&values);
-        bench.run();
-        let watermark = watermark.map(StreamElement::Watermark);
-        let expected: Vec<_> = [timed(&values, &times)]
-            .into_iter()
-            .chain(watermark)
-            .collect();
-        assert_eq!(take(&mut gates[0]), expected);
-    }
-}
-
 /// Heeds no bound.
 #[derive(Clone)]
 struct Flood;
@@ -433,35 +293,6 @@ fn a_source_that_floods_is_told_so() {
         if limit == "OUTPUT_OF_ONE_CALL_MAX" && message.contains("heed `max`")),
         "{failure}"
     );
-}
-
-/// Consumers begin without event time: where nothing new comes, they would hold back everybody who listens to them.
-#[tokio::test]
-async fn a_restored_watermark_is_sent_again_before_anything_else() {
-    let channels = Channels::new().await;
-    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-    let fed = Fed(Arc::new(Mutex::new(vec![50])));
-    let chain = node(
-        1,
-        WatermarkOperator::new(WatermarkStrategy::monotonous()),
-        vec![writer],
-    );
-    let restored = RestoredOperator {
-        is_restored: true,
-        checkpoint: Some(CheckpointId(1)),
-        watermark: Some(99),
-        ..RestoredOperator::default()
-    };
-    let none = RestoredOperator::default();
-    let mut bench = Bench::restored(source(OneReader(fed), vec![chain]), vec![none, restored]);
-    bench.run();
-    let seen = take(&mut gates[0]);
-    assert_eq!(
-        seen.first(),
-        Some(&StreamElement::Watermark(99)),
-        "{seen:?}"
-    );
-    assert_eq!(seen.len(), 2, "{seen:?}");
 }
 
 /// What the acknowledgement says of alignment is the time from the first barrier to the last.
@@ -500,55 +331,25 @@ async fn alignment_is_measured_from_the_first_barrier_to_the_last() {
     assert_eq!(alignments, [(2, 250_000), (3, 0)]);
 }
 
-/// One input is ten milliseconds ahead: the other is read up to that time first.
-#[tokio::test]
-async fn an_input_that_is_behind_in_event_time_goes_first() {
-    let channels = Channels::new().await;
-    let (mut inputs, gate) = channels.inputs::<u64>(2);
-    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-    let map = node(0, MapOperator::new(|n: u64| Ok(n)), vec![writer]);
-    let mut bench = Bench::new(input(gate, map), 1);
-    for (channel, times) in [(0, [10, 11, 12, 13]), (1, [0, 9, 10, 12])] {
-        for time in times {
-            inputs[channel].push(StreamElement::Batch(Batch {
-                values: vec![time],
-                timestamps: Vec::new(),
-            }));
-            inputs[channel].push(StreamElement::Watermark(time as i64));
-        }
-        assert!(inputs[channel].flush().unwrap());
-    }
-    bench.run();
-    assert_eq!(records(&mut gates[0]), [10, 0, 9, 10, 11, 12, 12, 13]);
-}
-
-/// A job that was drained has input left, and event time at its end: its next attempt ends, too. Another job that begins from there reads on.
+/// A job that was drained has input left, and event time at its end: its next attempt ends, too.
 #[tokio::test]
 async fn a_source_that_had_ended_ends_again_and_reads_no_more() {
-    for (checkpoint, reads_on) in [
-        (CheckpointId(3), false),
-        (TaskRestore::OF_ANOTHER_JOB, true),
-    ] {
-        let channels = Channels::new().await;
-        let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-        let fed = Fed(Arc::new(Mutex::new(vec![1])));
-        let restored = RestoredOperator {
-            is_restored: true,
-            checkpoint: Some(checkpoint),
-            is_finished: true,
-            ..RestoredOperator::default()
-        };
-        let mut bench = Bench::restored(source(OneReader(fed), vec![writer]), vec![restored]);
-        bench.run();
-        let expected = match reads_on {
-            true => vec![timed(&[1], &[1])],
-            false => vec![
-                StreamElement::Watermark(MAX_WATERMARK),
-                StreamElement::EndOfInput,
-            ],
-        };
-        assert_eq!(take(&mut gates[0]), expected);
-    }
+    let channels = Channels::new().await;
+    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
+    let fed = Fed(Arc::new(Mutex::new(vec![1])));
+    let restored = RestoredOperator {
+        is_restored: true,
+        checkpoint: Some(CheckpointId(3)),
+        is_finished: true,
+        ..RestoredOperator::default()
+    };
+    let mut bench = Bench::restored(source(OneReader(fed), vec![writer]), vec![restored]);
+    bench.run();
+    let expected = [
+        StreamElement::Watermark(MAX_WATERMARK),
+        StreamElement::EndOfInput,
+    ];
+    assert_eq!(take(&mut gates[0]), expected);
 }
 
 /// What nobody registers is left for whoever restores the task to refuse.
@@ -573,60 +374,4 @@ async fn lists_that_no_operator_registers_are_left_over() {
     for operator in &bench.restored {
         assert_eq!(operator.lists, [list("mine")]);
     }
-}
-
-/// The stream before wakes up, and its records are filtered out: whoever finds idleness out here goes on to say so.
-#[tokio::test]
-async fn a_strategy_that_finds_idleness_out_takes_nobodys_word_for_it() {
-    for is_own in [true, false] {
-        let channels = Channels::new().await;
-        let (mut inputs, gate) = channels.inputs::<u64>(1);
-        let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-        let strategy = WatermarkStrategy::monotonous();
-        let strategy = match is_own {
-            true => strategy.with_idleness(Duration::from_secs(1)),
-            false => strategy,
-        };
-        let chain = node(0, WatermarkOperator::new(strategy), vec![writer]);
-        let mut bench = Bench::new(input(gate, chain), 1);
-        for status in [StreamStatus::Idle, StreamStatus::Active] {
-            inputs[0].push(StreamElement::Status(status));
-            inputs[0].flush().unwrap();
-            bench.run();
-            assert_eq!(take(&mut gates[0]).is_empty(), is_own, "{status:?}");
-        }
-    }
-}
-
-/// One record with an event time, one without, one with: gathered, and in the order of polls.
-#[derive(Clone)]
-struct Mixed(u64);
-
-impl SourceReader<u64> for Mixed {
-    fn poll(&mut self, out: &mut Batch<u64>, _: usize, _: Instant) -> FunctionResult<SourceStatus> {
-        if self.0 == 3 {
-            return Ok(SourceStatus::Waiting { until: None });
-        }
-        let time = (self.0 != 1).then_some(self.0 as i64);
-        out.push(self.0, time);
-        self.0 += 1;
-        Ok(SourceStatus::More)
-    }
-    fn snapshot(&self) -> Vec<SourceSplit> {
-        Vec::new()
-    }
-    fn position(&self, _: usize) -> Option<(String, u64)> {
-        None
-    }
-}
-
-/// Whether a record has an event time does not depend on who is gathered with it.
-#[tokio::test]
-async fn records_with_and_without_event_time_keep_what_they_have() {
-    let channels = Channels::new().await;
-    let (writer, mut gates) = channels.outputs::<u64>(1, Forward);
-    let mut bench = Bench::new(source(OneReader(Mixed(0)), vec![writer]), 1);
-    bench.run();
-    let expected = [timed(&[0], &[0]), timed(&[1], &[]), timed(&[2], &[2])];
-    assert_eq!(take(&mut gates[0]), expected);
 }
