@@ -173,21 +173,22 @@ async fn one_unreadable_job_does_not_keep_the_others_from_running() {
     assert!(status.failure.unwrap().to_string().contains("checksum"));
 }
 
+async fn break_job_master(cluster: &Cluster) {
+    let answer = cluster.inject(Injection::Actor {
+        actor: ActorAddress::JobMaster(JOB),
+        fault: ActorFault::Panic,
+    });
+    answer.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
     let cluster = Cluster::start(&[1, 1, 1], running()).await;
     cluster.submit(&keyed()).await;
     cluster.until_state(JOB, JobState::Running).await;
     cluster.coordinators.0.lock().unwrap().newest = 1;
-    let panic = async || {
-        let answer = cluster.inject(Injection::Actor {
-            actor: ActorAddress::JobMaster(JOB),
-            fault: ActorFault::Panic,
-        });
-        answer.await.unwrap();
-    };
     for n in 1..=JOB_MASTER_RESTARTS_MAX as u32 {
-        panic().await;
+        break_job_master(&cluster).await;
         let status = until("the next wave", async || {
             let status = cluster.request(ClientRequest::Status(JOB)).await.ok();
             let Some(ClientResponse::Status(status)) = status else {
@@ -208,7 +209,7 @@ async fn a_job_survives_the_panic_of_its_jobmaster_but_not_without_bound() {
         );
         assert_eq!(recovery.restored, (6, 0), "in place");
     }
-    panic().await;
+    break_job_master(&cluster).await;
     // A request that meets the panic is dropped, which its client is told; it asks again.
     let status = until("given up", async || {
         let answer = cluster.request(ClientRequest::Status(JOB)).await.ok();
@@ -236,24 +237,18 @@ async fn each_order_to_stop_has_its_own_time() {
     cluster.submit(&keyed()).await;
     cluster.until_state(JOB, JobState::Running).await;
     cluster.coordinators.0.lock().unwrap().newest = 1;
-    let panic = async || {
-        let answer = cluster.inject(Injection::Actor {
-            actor: ActorAddress::JobMaster(JOB),
-            fault: ActorFault::Panic,
-        });
-        answer.await.unwrap();
-    };
     let tm = &cluster.task_managers[0];
-    panic().await;
+    break_job_master(&cluster).await;
     let timeout = std::time::Duration::from_secs(30) + STOP_MARGIN;
     until("the next wave", async || {
-        let is_next = |a: &ExecutionAttemptId| a.attempt == Attempt(2);
-        tm.running().iter().all(is_next).then_some(())
+        let running = tm.running();
+        let is_next = running.iter().all(|a| a.attempt == Attempt(2));
+        (running.len() == 6 && is_next).then_some(())
     })
     .await;
     tokio::time::sleep(timeout - std::time::Duration::from_secs(5)).await;
     tm.state.lock().unwrap().is_stuck = true;
-    panic().await;
+    break_job_master(&cluster).await;
     let closed = || tm.state.lock().unwrap().closed.clone();
     tokio::time::sleep(timeout - std::time::Duration::from_secs(5)).await;
     assert_eq!(closed(), None);
